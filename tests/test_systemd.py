@@ -202,7 +202,7 @@ def test_each_capability_of_the_unit_is_needed_and_together_they_suffice(
     with socket.socket() as sock:
         target = subprocess.Popen(
             ["setpriv", "--reuid=1", "--regid=1", "--clear-groups", "sleep", "60"],
-            stdin=sock,
+            stdin=sock.fileno(),
         )
     try:
         probe = ["unshare", "--net", "setpriv", *daemon.split(), SYSTEM_PYTHON, "-c", PROBE]
