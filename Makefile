@@ -10,7 +10,7 @@ BIN := .venv/bin
 .PHONY: setup demo test check bench clean
 
 setup:
-	@python=$$(PYTHON='$(PYTHON)' .ci/setup) && $(MAKE) --no-print-directory PYTHON="$$python" .venv/.stamp
+	@python=$$(PYTHON='$(PYTHON)' .ci/setup) && $(MAKE) -s PYTHON="$$python" .venv/.stamp
 	@echo 'ready: make demo, make test, make check, make bench'
 
 .venv/.stamp: pyproject.toml

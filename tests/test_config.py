@@ -47,6 +47,20 @@ def test_example_file_as_installed_is_the_defaults() -> None:
     assert load(EXAMPLE) == Config()
 
 
+def test_the_man_page_states_every_option_with_its_default() -> None:
+    page = (EXAMPLE.parents[1] / "docs" / "man" / "sessiond.toml.5").read_text()
+    stated: dict[str, Any] = {}
+    table = stated
+    for section, option, quote, value in re.findall(
+        r"^\.Ss \[(\w+)\]|^\.It Li (\w+) No = (Qq )?(.+)$", page, re.MULTILINE
+    ):
+        if section:
+            table = stated[section] = {}
+        else:
+            table[option] = value if quote else tomllib.loads(f"value = {value}")["value"]
+    assert stated == json.loads(msgspec.json.encode(Config()))
+
+
 def test_every_option_says_what_is_allowed() -> None:
     def descriptions(section: type[Section]) -> dict[str, Any]:
         return {
