@@ -14,7 +14,7 @@ class Departed(NamedTuple):
     """The mover's socket has left, or is ready to leave, its old tuple (handover.md section 4)."""
 
     rcv_nxt: int
-    """R_a: the next byte expected from the peer; final, the socket is locked or on the new tuple."""
+    """R_a: the next byte expected from the peer; final, the socket is locked or has moved."""
     pending: bool
     """True is case 2: transmitted bytes are unacknowledged, the socket is locked on the old tuple
     and moves in ``arrive``. False is case 1: it is on the new tuple already, window closed."""

@@ -21,7 +21,9 @@ class Endpoint(NamedTuple):
         return 6 if ":" in self.address else 4
 
     def __str__(self) -> str:
-        return f"[{self.address}]:{self.port}" if self.version == 6 else f"{self.address}:{self.port}"
+        return (
+            f"[{self.address}]:{self.port}" if self.version == 6 else f"{self.address}:{self.port}"
+        )
 
 
 class FourTuple(NamedTuple):

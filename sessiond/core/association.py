@@ -1,0 +1,61 @@
+"""An association: what two hosts have in common, whatever the number of sessions between them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from sessiond.core.tuples import Endpoint
+
+INITIAL_RTO = 0.25
+"""Seconds before the first repetition while no round trip is measured. RFC 6298 says 1 s for bulk
+data; these are a few small idempotent datagrams and a person may be waiting."""
+MIN_RTO = 0.02
+"""A peer needs a few milliseconds to stop a process and move its socket."""
+MAX_RTO = 3.0
+SERVICE_TIME = 0.0002
+"""Seconds a peer may need per session of a batch: a large batch is slow, not lost."""
+
+
+@dataclass(slots=True, eq=False)
+class Association:
+    """The peer host: where its daemon is, how far away, and which sessions are shared with it."""
+
+    host: bytes
+    """The peer host's identity."""
+    endpoint: Endpoint
+    """Where its daemon was heard last."""
+    via: str = ""
+    """The local address it was heard on."""
+    counter: int = -1
+    """Of the newest message; an older one does not change ``endpoint``."""
+    addresses: tuple[str, ...] = ()
+    """Announced by the peer."""
+    resolved: tuple[str, ...] = ()
+    """Found by its name."""
+    sessions: set[int] = field(default_factory=set)
+    """Handles of the sessions bound to it; it can touch no others."""
+    outstanding: set[int] = field(default_factory=set)
+    """Handles of the sessions whose Move waits for an answer."""
+    srtt: float | None = None
+    """Smoothed round trip in seconds (RFC 6298 section 2)."""
+    rttvar: float = 0.0
+    pings: dict[int, float] = field(default_factory=dict)
+
+    def heard(self, source: Endpoint, via: str, counter: int) -> None:
+        """Note where an authentic message came from; only the newest counts."""
+        if counter > self.counter:
+            self.counter, self.endpoint, self.via = counter, source, via
+
+    def sample(self, rtt: float) -> None:
+        """Take one measured round trip, in seconds, of a request sent once (RFC 6298, Karn)."""
+        if self.srtt is None:
+            self.srtt, self.rttvar = rtt, rtt / 2
+        else:
+            self.rttvar += (abs(self.srtt - rtt) - self.rttvar) / 4
+            self.srtt += (rtt - self.srtt) / 8
+
+    def rto(self, attempt: int = 0) -> float:
+        """Seconds to wait for an answer before repetition number ``attempt`` + 1."""
+        base = INITIAL_RTO if self.srtt is None else self.srtt + 4 * self.rttvar
+        first = max(base, MIN_RTO) + SERVICE_TIME * len(self.outstanding)
+        return float(min(first * 2**attempt, MAX_RTO))

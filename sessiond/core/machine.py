@@ -1,0 +1,313 @@
+"""The core: one door for events, one clock given from outside, effects out.
+
+``handle`` takes an event apart into what it means for each session and looks every (state, kind)
+pair up in ``transitions.TRANSITIONS``. Nothing here knows of sockets, tasks or bytes.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, OrderedDict
+from collections.abc import Callable
+from typing import Any
+
+from sessiond.core import events as ev
+from sessiond.core import messages as m
+from sessiond.core.effects import Answer, Effect, Report, Resolve, Step
+from sessiond.core.network import Network
+from sessiond.core.outbox import Outbox
+from sessiond.core.paths import Policy, better, candidates, usable
+from sessiond.core.session import Session, State
+from sessiond.core.table import Pair, Table, pair
+from sessiond.core.transitions import Incoming, Kind, Shielded, adopt, begin, step
+from sessiond.core.tuples import Endpoint, FourTuple
+
+HANDOVER_STEPS = frozenset(("depart", "arrive", "follow"))
+"""Engine steps with an outcome that the machine waits for."""
+EARLY_BINDS = 4096
+"""Binds kept for connections whose application has not accepted or attached them yet."""
+EARLY_BIND_LIFE = 60.0
+"""Seconds."""
+
+
+class Core:
+    """All sessions of a host and what is decided about them.
+
+    Args:
+        host: this host's identity, as peers see it.
+        port: the UDP port of every daemon.
+        policy: which address serves which session.
+        min_move_interval: seconds between two moves that only follow a preference.
+        allow_loopback: let sessions use loopback addresses (tests).
+    """
+
+    def __init__(
+        self,
+        host: bytes,
+        port: int,
+        policy: Policy,
+        *,
+        min_move_interval: float = 1.0,
+        allow_loopback: bool = False,
+    ) -> None:
+        self.host = host
+        self.port = port
+        self.policy = policy
+        self.min_move_interval = min_move_interval
+        self.allow_loopback = allow_loopback
+        self.network = Network()
+        self.table = Table()
+        self.refused: Counter[str] = Counter()
+        """What was dropped and why, for the statistics."""
+        self.now = 0.0
+        self.out = Outbox()
+        self._judged: dict[Pair, Kind] = {}
+        self._early: OrderedDict[FourTuple, tuple[float, ev.Received]] = OrderedDict()
+        self._resolving: set[str] = set()
+        self._token = 0
+
+    def handle(self, event: ev.Event, now: float) -> list[Effect]:
+        """Take one event in.
+
+        Args:
+            event: what happened.
+            now: seconds on a clock that never goes back.
+
+        Returns:
+            What the world is asked to do, in order.
+        """
+        self.now = now
+        self.out = Outbox()
+        _HANDLERS[type(event)](self, event)
+        return self.out.effects()
+
+    def deadline(self) -> float | None:
+        """When ``DeadlinePassed`` is due, on the clock of ``handle``; None: not at all."""
+        return self.table.deadline()
+
+    # Requests of this host
+
+    def _attached(self, event: ev.Attached) -> None:
+        session = Session(
+            handle=event.handle,
+            id=event.session_id,
+            tuple=event.tuple,
+            isn_local=event.isn_local,
+            isn_remote=event.isn_remote,
+            role=event.role,
+            versions=event.versions,
+            created=self.now,
+            name=event.name,
+            service=event.service,
+            reason=event.refusal,
+        )
+        self.table.add(session)
+        if event.refusal is None:
+            begin(self, session)
+            early = self._early.pop(event.tuple, None)
+            if early is not None and self.now - early[0] < EARLY_BIND_LIFE:
+                self._received(early[1])
+
+    def _ended(self, event: ev.Ended) -> None:
+        session = self.table.sessions.get(event.handle)
+        if session is not None:
+            step(self, session, event)
+
+    def _rebind_asked(self, event: ev.RebindAsked) -> None:
+        session = self.table.sessions.get(event.handle)
+        if session is None:
+            self.out.effect(Answer(event.ticket, "the session is gone"))
+        else:
+            step(self, session, event)
+
+    # The network
+
+    def _network_changed(self, event: ev.NetworkChanged) -> None:
+        before, self.network = self.network, event.after
+        self._judged.clear()
+        for sessions in list(self.table.by_pair.values()):
+            for session in list(sessions):
+                step(self, session, self.judge(session))
+        if before.addresses != self.network.addresses:
+            self._announce()
+
+    def judge(self, session: Session) -> Kind:
+        """What the network as it is means for a session; the same for all on its addresses."""
+        key = pair(session.tuple)
+        kind = self._judged.get(key)
+        if kind is None:
+            kind = Kind.PATH if usable(self.network, session.tuple) else Kind.LOST
+            if kind is Kind.PATH and self.better(session):
+                kind = Kind.BETTER
+            self._judged[key] = kind
+        return kind
+
+    def usable(self, tuple_: FourTuple) -> bool:
+        """Whether the local address is there, with a route to the remote one."""
+        return usable(self.network, tuple_)
+
+    def plan(
+        self, session: Session, *, to: str | None = None, remote: Endpoint | None = None
+    ) -> list[FourTuple]:
+        """Where a session could go now, best first.
+
+        Args:
+            to: only this address or interface of this host.
+            remote: where the peer is known to be by now, if not where the tuple says.
+        """
+        current = session.tuple if remote is None else FourTuple(session.tuple.local, remote)
+        remotes = [current.remote.address]
+        if session.association is not None:
+            remotes += session.association.addresses + session.association.resolved
+        versions = session.versions & session.peer_versions
+        known = tuple(dict.fromkeys(remotes))
+        return candidates(self.network, current, known, versions, self.policy, to=to)
+
+    def better(self, session: Session) -> list[FourTuple]:
+        """Paths that policy prefers to the one a session is on."""
+        return better(self.network, session.tuple, self.policy)
+
+    def _announce(self) -> None:
+        """Tell every peer where this host can be reached now."""
+        for association in self.table.associations.values():
+            remote = association.endpoint
+            found = candidates(
+                self.network,
+                FourTuple(Endpoint(association.via, self.port), remote),
+                (remote.address,),
+                frozenset((remote.version,)),
+                self.policy,
+            )
+            if found:
+                self._token += 1
+                association.pings = {self._token: self.now}
+                ping = m.Ping(self._token, self.addresses())
+                self.out.message(remote, found[0].local.address, ping)
+
+    def addresses(self) -> tuple[str, ...]:
+        """This host's addresses that a peer may use."""
+        return tuple(address.address for address in self.network.addresses)
+
+    # Peers
+
+    def _received(self, event: ev.Received) -> None:
+        if event.host == self.host:
+            self.refused["own message"] += 1
+            return
+        match event.message:
+            case m.Bind():
+                self._bind(event, event.message)
+            case m.Bound(handle=handle):
+                session = self.table.sessions.get(handle)
+                if session is not None:
+                    step(self, session, Incoming(event, event.message, None))
+            case m.Ping() | m.Pong():
+                self._liveness(event, event.message)
+            case batch:
+                self._batch(event, batch)
+
+    def _bind(self, event: ev.Received, bind: m.Bind) -> None:
+        session = self.table.by_tuple.get(FourTuple(bind.remote, bind.local))
+        if session is None:
+            self._early[FourTuple(bind.remote, bind.local)] = (self.now, event)
+            if len(self._early) > EARLY_BINDS:
+                self._early.popitem(last=False)
+        elif not m.proves(bind.proof, "bind", bind.session, session.isn_local, session.isn_remote):
+            self.refused["bind without proof"] += 1
+        else:
+            adopt(self, session, Incoming(event, bind, None))
+
+    def _liveness(self, event: ev.Received, message: m.Ping | m.Pong) -> None:
+        association = self.table.associations.get(event.host)
+        if association is None:
+            self.refused["no association"] += 1
+            return
+        association.heard(event.source, event.via, event.counter)
+        association.addresses = message.addresses
+        if isinstance(message, m.Ping):
+            answer = m.Pong(message.token, event.source, self.addresses())
+            self.out.message(event.source, event.via, answer)
+        elif (sent := association.pings.pop(message.token, None)) is not None:
+            association.sample(self.now - sent)
+
+    def _batch(self, event: ev.Received, message: Any) -> None:
+        association = self.table.associations.get(event.host)
+        if association is not None:
+            association.heard(event.source, event.via, event.counter)
+        for entry in message.entries:
+            session = self.table.sessions.get(entry.handle)
+            if session is None:
+                self.refused["unknown session"] += 1
+            elif session.association is not association or (
+                association is None and (session.state, type(message)) != _BIND_REFUSED
+            ):
+                self.refused["foreign session"] += 1
+            else:
+                step(self, session, Incoming(event, message, entry))
+
+    # The engine, names and time
+
+    def _step_done(self, event: ev.StepDone) -> None:
+        for handle, generation, outcome in event.results:
+            session = self.table.sessions.get(handle)
+            if session is None:
+                continue
+            if outcome is None:
+                if event.step == "shield":
+                    step(self, session, Shielded(generation))
+                continue
+            session.busy = False
+            step(self, session, outcome)
+
+    def _resolved(self, event: ev.Resolved) -> None:
+        self._resolving.discard(event.name)
+        for session in list(self.table.sessions.values()):
+            if session.name == event.name and session.association is not None:
+                session.association.resolved = event.addresses
+                if session.state is State.WAITING:
+                    step(self, session, Kind.PATH)
+
+    def _deadline_passed(self, event: ev.DeadlinePassed) -> None:
+        for session in list(self.table.due(self.now)):
+            step(self, session, event)
+
+    # What transitions say to the world
+
+    def run(self, session: Session, name: str, **details: Any) -> None:
+        """Have the engine take a step; between two of a handover nothing else is decided."""
+        session.busy = session.busy or name in HANDOVER_STEPS
+        details.setdefault("generation", session.generation)
+        self.out.step(name, Step(session.handle, **details))
+
+    def report(self, session: Session, kind: str, **details: Any) -> None:
+        """Tell people and applications."""
+        report = Report(
+            session.handle,
+            session.id,
+            kind,
+            session.tuple,
+            session.generation,
+            session.name,
+            **details,
+        )
+        self.out.effect(report)
+
+    def resolve(self, session: Session) -> None:
+        """Look the peer's name up again, once for all sessions that wait for it."""
+        if session.name is not None and session.name not in self._resolving:
+            self._resolving.add(session.name)
+            self.out.effect(Resolve(session.name, session.service or ""))
+
+
+_BIND_REFUSED = (State.BINDING, m.Refused)
+"""The one batched message that comes before there is an association."""
+
+_HANDLERS: dict[type, Callable[[Core, Any], None]] = {
+    ev.Attached: Core._attached,
+    ev.Ended: Core._ended,
+    ev.NetworkChanged: Core._network_changed,
+    ev.Received: Core._received,
+    ev.StepDone: Core._step_done,
+    ev.RebindAsked: Core._rebind_asked,
+    ev.Resolved: Core._resolved,
+    ev.DeadlinePassed: Core._deadline_passed,
+}

@@ -1,0 +1,111 @@
+"""All sessions of this host, found by what names them, and their deadlines."""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Iterator
+
+from sessiond.core.association import Association
+from sessiond.core.session import Session
+from sessiond.core.tuples import Endpoint, FourTuple
+
+Pair = tuple[str, str]
+"""Local and remote address: what a change of the network is decided by."""
+
+
+class Table:
+    """Keeps every index in step. Idle sessions cost memory here and nothing else."""
+
+    def __init__(self) -> None:
+        self.sessions: dict[int, Session] = {}
+        self.by_id: dict[bytes, Session] = {}
+        self.by_tuple: dict[FourTuple, Session] = {}
+        self.by_pair: dict[Pair, set[Session]] = {}
+        self.associations: dict[bytes, Association] = {}
+        self._deadlines: list[tuple[float, int]] = []
+
+    def add(self, session: Session) -> None:
+        """Take a new session in."""
+        self.sessions[session.handle] = session
+        self.by_id[session.id] = session
+        self._index(session)
+
+    def remove(self, session: Session) -> None:
+        """Drop a session and, with its last session, its association."""
+        self._unindex(session)
+        self.sessions.pop(session.handle, None)
+        self.by_id.pop(session.id, None)
+        self.unbind(session)
+
+    def rename(self, session: Session, session_id: bytes) -> None:
+        """Give a session the id the initiator chose for it."""
+        self.by_id.pop(session.id, None)
+        session.id = session_id
+        self.by_id[session_id] = session
+
+    def retuple(self, session: Session, new: FourTuple) -> None:
+        """Note a session's new tuple."""
+        self._unindex(session)
+        session.tuple = new
+        self._index(session)
+
+    def bind(self, session: Session, association: Association) -> None:
+        """Put a session into an association."""
+        session.association = association
+        association.sessions.add(session.handle)
+        self.associations[association.host] = association
+
+    def unbind(self, session: Session) -> None:
+        """Take a session out of its association."""
+        association, session.association = session.association, None
+        if association is not None:
+            association.sessions.discard(session.handle)
+            if not association.sessions:
+                self.associations.pop(association.host, None)
+
+    def association(self, host: bytes, source: Endpoint) -> Association:
+        """The association with a host; a fresh one is kept only once a session is bound to it."""
+        return self.associations.get(host) or Association(host, source)
+
+    def set_deadline(self, session: Session, when: float | None) -> None:
+        """Give a session its one deadline, or none."""
+        session.deadline = when
+        if when is not None:
+            heapq.heappush(self._deadlines, (when, session.handle))
+
+    def deadline(self) -> float | None:
+        """The earliest deadline of all sessions."""
+        while self._deadlines:
+            when, handle = self._deadlines[0]
+            session = self.sessions.get(handle)
+            if session is not None and session.deadline == when:
+                return when
+            heapq.heappop(self._deadlines)
+        return None
+
+    def due(self, now: float) -> Iterator[Session]:
+        """Sessions whose deadline has passed; each is cleared as it is given out."""
+        while (when := self.deadline()) is not None and when <= now:
+            _, handle = heapq.heappop(self._deadlines)
+            session = self.sessions[handle]
+            session.deadline = None
+            yield session
+
+    def _index(self, session: Session) -> None:
+        self.by_tuple[session.tuple] = session
+        self.by_pair.setdefault(pair(session.tuple), set()).add(session)
+
+    def _unindex(self, session: Session) -> None:
+        if self.by_tuple.get(session.tuple) is session:
+            del self.by_tuple[session.tuple]
+        key = pair(session.tuple)
+        peers = self.by_pair.get(key)
+        if peers is not None:
+            peers.discard(session)
+            if not peers:
+                del self.by_pair[key]
+
+
+def pair(tuple_: FourTuple) -> Pair:
+    """The addresses of a tuple."""
+    return tuple_.local.address, tuple_.remote.address

@@ -1,0 +1,197 @@
+"""The composition root: builds the edges, owns the inbox and the one loop."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import resource
+import secrets
+import signal
+import socket
+from contextlib import AsyncExitStack
+from pathlib import Path
+from typing import Any
+
+from sessiond.config import Config
+from sessiond.core import events as ev
+from sessiond.core.machine import Core
+from sessiond.core.network import Network
+from sessiond.core.paths import Policy
+from sessiond.core.tuples import Endpoint
+from sessiond.edges.local import LocalServer
+from sessiond.edges.peer_udp import PeerUdp
+from sessiond.edges.resolver import Resolver
+from sessiond.edges.rtnl import NetworkWatch
+from sessiond.edges.sockdiag import DestroyWatch
+from sessiond.edges.systemd import Supervisor
+from sessiond.inbox import Inbox
+from sessiond.peer_codec import HOST_BYTES, Malformed, PeerCodec
+from sessiond.perform import Performer
+from sessiond.ratelimit import RateLimit
+from sessiond.rebind.repair import Repair
+from sessiond.registry import Registry
+from sessiond.service import Service
+
+log = logging.getLogger(__name__)
+
+STRANGER_LOGS_PER_SECOND = 1
+"""What anybody can trigger from the network must not fill the log."""
+
+
+class Daemon:
+    """One sessiond.
+
+    Args:
+        config: the whole configuration.
+        listener: the local socket a supervisor handed over, if it did.
+    """
+
+    def __init__(self, config: Config, listener: socket.socket | None = None) -> None:
+        self._config = config
+        self._listener = listener
+        self._loop = asyncio.get_running_loop()
+        self._inbox = Inbox(self._loop.time)
+        self._rebinding: asyncio.Task[None] | None = None
+        self._malformed = 0
+        self._stranger = RateLimit(STRANGER_LOGS_PER_SECOND)
+
+        host = secrets.token_bytes(HOST_BYTES)
+        policy = config.policy
+        self._core = Core(
+            host,
+            config.peer.port,
+            Policy(policy.prefer, policy.avoid, policy.prefer_ipv6),
+            min_move_interval=policy.min_move_interval_ms / 1000,
+            move_on_better=policy.move_on_better,
+            allow_loopback=config.peer.allow_loopback,
+        )
+        self._engine = Repair()
+        self._codec = PeerCodec(host)
+        self._udp = PeerUdp(config.peer.port, self._datagram)
+        self._destroyed = DestroyWatch(self._socket_destroyed)
+        self._registry = Registry(self._engine, self._destroyed.unwatch)
+        self._network = NetworkWatch(
+            self._network_changed,
+            gain_debounce=policy.gain_debounce_ms / 1000,
+            allow_loopback=config.peer.allow_loopback,
+        )
+        self._resolver = Resolver(
+            nameservers=config.resolver.nameservers,
+            timeout=config.resolver.timeout_s,
+            cache_size=config.resolver.cache_size,
+        )
+        self._performer = Performer(
+            self._codec,
+            self._udp,
+            self._engine,
+            self._registry.connections,
+            self._resolver,
+            self._registry,
+            self._inbox.post,
+        )
+        self._service = Service(
+            self._core,
+            self._engine,
+            self._registry,
+            self._resolver,
+            config.limits,
+            self._dispatch,
+            self._destroyed.watch,
+            self._statistics,
+        )
+
+    async def run(self) -> None:
+        """Serve until SIGTERM or SIGINT."""
+        _raise_descriptor_limit()
+        async with AsyncExitStack() as undo:
+            await self._start(undo)
+            stop = asyncio.Event()
+            for number in (signal.SIGTERM, signal.SIGINT):
+                self._loop.add_signal_handler(number, stop.set)
+            supervisor = Supervisor()
+            supervisor.ready(f"listening on {self._config.local.socket}")
+            log.info("ready: local socket %s", self._config.local.socket)
+            serving = asyncio.create_task(self._serve())
+            stopping = asyncio.create_task(stop.wait())
+            await asyncio.wait((serving, stopping), return_when=asyncio.FIRST_COMPLETED)
+            supervisor.stopping()
+            stopping.cancel()
+            serving.cancel()
+            await asyncio.gather(serving, stopping, return_exceptions=True)
+            if serving.done() and not serving.cancelled():
+                serving.result()
+
+    async def _start(self, undo: AsyncExitStack) -> None:
+        undo.callback(self._udp.close)
+        self._destroyed.start()
+        undo.callback(self._destroyed.close)
+        network = await self._network.start()
+        undo.callback(self._network.close)
+        await self._listen(network)
+        self._dispatch(ev.NetworkChanged(network))
+        local = LocalServer(
+            Path(self._config.local.socket),
+            self._service,
+            group=self._config.local.group,
+            clients_per_uid=self._config.limits.clients_per_uid,
+            listener=self._listener,
+        )
+        await local.start()
+        undo.push_async_callback(local.close)
+
+    async def _serve(self) -> None:
+        """The daemon's whole control flow."""
+        while True:
+            self._dispatch(await self._inbox.next(self._core.deadline))
+
+    def _dispatch(self, event: ev.Event) -> None:
+        for effect in self._core.handle(event, self._loop.time()):
+            self._performer.perform(effect)
+        self._inbox.wake()
+
+    # What edges report
+
+    def _datagram(self, data: bytes, source: Endpoint, via: str) -> None:
+        try:
+            host, counter, messages = self._codec.decode(data)
+        except Malformed as error:
+            self._malformed += 1
+            if self._stranger.allows():
+                log.warning("ignored a datagram from %s: %s", source, error)
+            return
+        for message in messages:
+            self._inbox.post(ev.Received(host, source, via, counter, message))
+
+    def _socket_destroyed(self, cookie: int) -> None:
+        handle = self._registry.by_cookie.get(cookie)
+        if handle is not None:
+            self._inbox.post(ev.Ended(handle, "the connection ended"))
+
+    def _network_changed(self, before: Network, after: Network) -> None:
+        """A loss is acted on at once; a gain once its UDP socket is there."""
+        if set(before.addresses) >= set(after.addresses):
+            self._inbox.post(ev.NetworkChanged(after))
+        if self._rebinding is None or self._rebinding.done():
+            self._rebinding = asyncio.create_task(self._follow_network())
+
+    async def _follow_network(self) -> None:
+        while True:
+            current = self._network.current
+            await self._listen(current)
+            if self._network.current == current:
+                break
+        self._inbox.post(ev.NetworkChanged(current))
+
+    async def _listen(self, network: Network) -> None:
+        failed = await self._udp.listen(address.address for address in network.addresses)
+        for address, reason in failed.items():
+            log.warning("no peer can be reached from %s: %s", address, reason)
+
+    def _statistics(self) -> dict[str, Any]:
+        return {"malformed": self._malformed, "unsent": self._udp.unsent}
+
+
+def _raise_descriptor_limit() -> None:
+    """Every connection being moved needs two descriptors for the time of a step."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))

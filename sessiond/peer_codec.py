@@ -1,0 +1,171 @@
+"""Messages to datagrams and back: the one place where bytes of a peer are read.
+
+A datagram is a msgpack array ``[version, host, counter, [message, ...]]`` and a message an array
+``[type, field, ...]`` in the order of its class in ``core.messages``. Everything is checked against
+the types there before the core sees it; what does not fit is a ``Malformed`` with a short reason.
+Sealing will wrap exactly these bytes.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
+
+import msgpack
+import msgspec
+
+from sessiond.core import messages as m
+from sessiond.core.tuples import Endpoint
+
+VERSION = 1
+MAX_DATAGRAM = 1200
+"""Bytes; fits every IPv6 path (RFC 8200 section 5) with room for a tunnel."""
+HOST_BYTES = 16
+MAX_TEXT = 200
+MAX_ADDRESSES = 32
+
+_TYPES: tuple[type, ...] = (
+    m.Bind,
+    m.Bound,
+    m.Ping,
+    m.Pong,
+    m.Prepare,
+    m.Prepared,
+    m.Move,
+    m.Moved,
+    m.Settled,
+    m.Refused,
+    m.Close,
+)
+_NUMBERS = {type_: number for number, type_ in enumerate(_TYPES, start=1)}
+_LIMITS = {
+    "max_str_len": MAX_TEXT,
+    "max_bin_len": 64,
+    "max_array_len": 4 * m.ENTRIES_PER_MESSAGE,
+    "max_map_len": 0,
+    "max_ext_len": 0,
+}
+
+
+class Malformed(ValueError):
+    """A datagram that is not of this protocol; nothing of it was used."""
+
+
+class Datagram(NamedTuple):
+    """What came in one datagram."""
+
+    host: bytes
+    counter: int
+    messages: list[m.Message]
+
+
+class PeerCodec:
+    """Writes this host's datagrams, with a counter that never repeats.
+
+    Args:
+        host: this host's identity.
+        counter: where to start; later than anything sent under this identity before.
+    """
+
+    def __init__(self, host: bytes, counter: int = 0) -> None:
+        self.host = host
+        self.counter = counter
+
+    def encode(self, messages: Sequence[m.Message]) -> Iterator[bytes]:
+        """Datagrams of at most ``MAX_DATAGRAM`` bytes that carry the messages in order."""
+        parts: list[bytes] = []
+        room = _ROOM
+        for message in messages:
+            part = msgpack.packb((_NUMBERS[type(message)], *message))
+            if parts and len(part) > room:
+                yield self._datagram(parts)
+                parts, room = [], _ROOM
+            parts.append(part)
+            room -= len(part)
+        if parts:
+            yield self._datagram(parts)
+
+    def decode(self, datagram: bytes) -> Datagram:
+        """Read one datagram.
+
+        Raises:
+            Malformed: it is not a datagram of this version, or a field is not what it must be.
+        """
+        try:
+            outer = msgpack.unpackb(datagram, use_list=False, **_LIMITS)
+            version, host, counter, raw = msgspec.convert(outer, _OUTER)
+            if version != VERSION:
+                raise Malformed(f"version {version}, this daemon speaks {VERSION}")
+            if len(host) != HOST_BYTES:
+                raise Malformed("host identity of the wrong length")
+            return Datagram(host, counter, [_message(item) for item in raw])
+        except Malformed:
+            raise
+        except (ValueError, TypeError, RecursionError, msgpack.UnpackException) as error:
+            raise Malformed(str(error)[:MAX_TEXT]) from error
+
+    def _datagram(self, parts: list[bytes]) -> bytes:
+        self.counter += 1
+        head = msgpack.packb((VERSION, self.host, self.counter))
+        # The same array with one more element: its messages, which are packed already.
+        body = bytes((0x94,)) + head[1:]
+        return body + _PACKER.pack_array_header(len(parts)) + b"".join(parts)
+
+
+_ROOM = MAX_DATAGRAM - 40
+_PACKER = msgpack.Packer()
+_OUTER = tuple[int, bytes, int, tuple[Any, ...]]
+
+
+def _message(raw: Any) -> m.Message:
+    if not isinstance(raw, tuple) or not raw or not isinstance(raw[0], int):
+        raise Malformed("a message is not an array that begins with its type")
+    if not 1 <= raw[0] <= len(_TYPES):
+        raise Malformed(f"message type {raw[0]} is unknown")
+    message: m.Message = msgspec.convert(raw[1:], _TYPES[raw[0] - 1])
+    _check(message)
+    return message
+
+
+def _check(message: m.Message) -> None:
+    """What the types alone don't say: ranges, lengths, canonical addresses."""
+    match message:
+        case m.Bind():
+            _need(len(message.session) == 16, "session id")
+            _endpoints(message.local, message.remote)
+            _need(len(message.proof) == m.PROOF_BYTES, "proof")
+            _addresses(message.addresses)
+        case m.Bound():
+            _need(len(message.proof) == m.PROOF_BYTES, "proof")
+            _addresses(message.addresses)
+        case m.Ping():
+            _addresses(message.addresses)
+        case m.Pong():
+            _endpoints(message.observed)
+            _addresses(message.addresses)
+        case m.Move():
+            _addresses((message.local, message.remote))
+            for entry in message.entries:
+                _need(0 < entry.local_port < 65536 and 0 < entry.remote_port < 65536, "port")
+                _need(0 <= entry.rcv_nxt < 2**32, "rcv_nxt")
+        case m.Moved():
+            for moved in message.entries:
+                _need(0 <= moved.rcv_nxt < 2**32, "rcv_nxt")
+
+
+def _endpoints(*endpoints: Endpoint) -> None:
+    for endpoint in endpoints:
+        _addresses((endpoint.address,))
+        _need(0 <= endpoint.port < 65536, "port")
+
+
+def _addresses(addresses: Sequence[str]) -> None:
+    _need(len(addresses) <= MAX_ADDRESSES, "too many addresses")
+    for address in addresses:
+        _need(str(ipaddress.ip_address(address)) == address, "address not in canonical form")
+
+
+def _need(condition: bool, what: str) -> None:
+    if not condition:
+        raise Malformed(f"bad {what}")

@@ -1,0 +1,139 @@
+"""Effects to edge calls: the only dispatch from what the core wants to what the host does."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
+
+from sessiond.core import effects as ef
+from sessiond.core import events as ev
+from sessiond.core.tuples import Endpoint
+from sessiond.peer_codec import PeerCodec
+from sessiond.rebind.engine import Connection, Engine
+
+SLICE = 256
+"""Sessions an engine handles before peers and applications are listened to again: some 10 ms."""
+
+
+class Datagrams(Protocol):
+    """What is needed of the UDP edge."""
+
+    def send(self, datagram: bytes, to: Endpoint, via: str) -> None: ...
+
+
+class Names(Protocol):
+    """What is needed of the resolver edge."""
+
+    async def addresses(self, name: str, service: str) -> tuple[str, ...]: ...
+
+
+class Audience(Protocol):
+    """Who hears what becomes of sessions and requests."""
+
+    def report(self, report: ef.Report) -> None: ...
+
+    def answer(self, answer: ef.Answer) -> None: ...
+
+    def forget(self, handle: int) -> None: ...
+
+
+class Performer:
+    """Carries effects out, in order, without ever blocking.
+
+    Engine work runs here, in the thread that may ptrace(2), slice by slice.
+
+    Args:
+        engine: moves sockets.
+        connections: the application's socket of each session, by handle.
+        post: takes the events that answer effects.
+    """
+
+    def __init__(
+        self,
+        codec: PeerCodec,
+        datagrams: Datagrams,
+        engine: Engine,
+        connections: dict[int, Connection],
+        names: Names,
+        audience: Audience,
+        post: Callable[[ev.Event], None],
+    ) -> None:
+        self._codec = codec
+        self._datagrams = datagrams
+        self._engine = engine
+        self._connections = connections
+        self._names = names
+        self._audience = audience
+        self._post = post
+        self._work: deque[tuple[str, Sequence[ef.Step]]] = deque()
+        self._scheduled = False
+        self._lookups: set[asyncio.Task[None]] = set()
+
+    def perform(self, effect: ef.Effect) -> None:
+        """Carry one effect out; what it leads to is posted."""
+        match effect:
+            case ef.Send(to, via, messages):
+                for datagram in self._codec.encode(messages):
+                    self._datagrams.send(datagram, to, via)
+            case ef.Run(step, batch):
+                for start in range(0, len(batch), SLICE):
+                    self._work.append((step, batch[start : start + SLICE]))
+                if not self._scheduled:
+                    self._work_on()
+            case ef.Resolve(name, service):
+                task = asyncio.create_task(self._look_up(name, service))
+                self._lookups.add(task)
+                task.add_done_callback(self._lookups.discard)
+            case ef.Report():
+                self._audience.report(effect)
+            case ef.Answer():
+                self._audience.answer(effect)
+            case ef.Forget(handle):
+                self._audience.forget(handle)
+
+    def _work_on(self) -> None:
+        """One slice now, the next when the loop comes round."""
+        self._scheduled = False
+        if not self._work:
+            return
+        step, batch = self._work.popleft()
+        known = [entry for entry in batch if entry.handle in self._connections]
+        outcomes = self._outcomes(step, known)
+        results = [
+            ev.Result(entry.handle, entry.generation, outcome)
+            for entry, outcome in zip(known, outcomes, strict=True)
+        ]
+        self._post(ev.StepDone(step, results))
+        if self._work:
+            self._scheduled = True
+            asyncio.get_running_loop().call_soon(self._work_on)
+
+    def _outcomes(self, step: str, batch: Sequence[ef.Step]) -> Sequence[Any]:
+        sockets = [self._connections[entry.handle] for entry in batch]
+        pairs = zip(sockets, batch, strict=True)
+        engine = self._engine
+        match step:
+            case "depart":
+                return engine.depart([(sock, entry.tuple) for sock, entry in pairs if entry.tuple])
+            case "arrive":
+                return engine.arrive([(sock, entry.rcv_nxt) for sock, entry in pairs])
+            case "follow":
+                return engine.follow(
+                    [
+                        (sock, entry.tuple, entry.rcv_nxt, entry.hold)
+                        for sock, entry in pairs
+                        if entry.tuple
+                    ]
+                )
+            case "shield":
+                return engine.shield(sockets)
+            case "settle":
+                return engine.settle(sockets)
+            case "retreat":
+                return engine.retreat(sockets)
+        raise LookupError(f"no engine step {step}")
+
+    async def _look_up(self, name: str, service: str) -> None:
+        self._post(ev.Resolved(name, await self._names.addresses(name, service)))

@@ -1,0 +1,214 @@
+"""What local clients can ask of the daemon. Implements ``edges.local.Backend``."""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+import socket
+import time
+from collections import Counter
+from collections.abc import Callable
+from typing import Any
+
+from libhsock.errors import NotFound, Refused
+from sessiond.config import Limits
+from sessiond.core import events as ev
+from sessiond.core.machine import Core
+from sessiond.core.session import Session
+from sessiond.edges.local import Caller
+from sessiond.edges.resolver import Resolution, Resolver
+from sessiond.rebind.engine import Engine
+from sessiond.rebind.process import Process
+from sessiond.registry import Deliver, Owner, Registry, Subscription
+
+REBIND_TIMEOUT = 30.0
+"""Seconds until a rebind by request is answered at the latest; every path has been tried by then."""
+
+
+class Service:
+    """The daemon, seen from a local client.
+
+    Args:
+        dispatch: handles an event at once, so that its result is there when it returns.
+        watch: learn of the end of the socket with this cookie.
+        statistics: counters kept elsewhere in the daemon.
+    """
+
+    def __init__(
+        self,
+        core: Core,
+        engine: Engine,
+        registry: Registry,
+        resolver: Resolver,
+        limits: Limits,
+        dispatch: Callable[[ev.Event], None],
+        watch: Callable[[int], None],
+        statistics: Callable[[], dict[str, Any]],
+    ) -> None:
+        self._core = core
+        self._engine = engine
+        self._registry = registry
+        self._resolver = resolver
+        self._limits = limits
+        self._dispatch = dispatch
+        self._watch = watch
+        self._statistics = statistics
+
+    async def resolve(self, name: str, service: str, version: int, srv: bool) -> Resolution:
+        """Look an endpoint up."""
+        return await self._resolver.resolve(name, service, version, srv=srv)
+
+    def attach(
+        self,
+        caller: Caller,
+        sock: socket.socket,
+        fd: int,
+        role: str,
+        name: str | None,
+        service: str | None,
+    ) -> dict[str, Any]:
+        """Make a session of a caller's connection.
+
+        Raises:
+            Refused: a limit is reached, or the descriptor is not the caller's ``fd``.
+        """
+        process = Process.of(caller.pid)
+        connection, facts = self._engine.inspect(sock, process, fd)
+        handle = self._registry.by_cookie.get(connection.cookie)
+        if handle is None:
+            self._admit(caller.uid)
+            handle = self._new_handle()
+            owner = Owner(caller.uid, caller.pid, time.time())
+            self._registry.add(handle, connection, owner)
+            self._watch(connection.cookie)
+            self._dispatch(
+                ev.Attached(
+                    handle,
+                    facts.tuple,
+                    facts.isn_local,
+                    facts.isn_remote,
+                    facts.versions,
+                    role,
+                    name,
+                    service,
+                    facts.refusal,
+                    secrets.token_bytes(16),
+                )
+            )
+        return self._registry.record(self._core.table.sessions[handle])
+
+    def records(
+        self, uid: int | None, after: str | None, limit: int
+    ) -> tuple[list[dict[str, Any]], str | None]:
+        """A page of sessions, in the order they were attached."""
+        page: list[dict[str, Any]] = []
+        skipping = after is not None
+        for session in self._core.table.sessions.values():
+            if skipping:
+                skipping = session.id.hex() != after
+                continue
+            if uid is not None and self._registry.owners[session.handle].uid != uid:
+                continue
+            if len(page) == limit:
+                return page, page[-1]["session"]
+            page.append(self._registry.record(session))
+        return page, None
+
+    def record(self, uid: int | None, session: str) -> dict[str, Any]:
+        """One session.
+
+        Raises:
+            NotFound: there is none with this id, or it is another user's.
+        """
+        return self._registry.record(self._find(uid, session))
+
+    async def rebind(self, uid: int | None, session: str, to: str | None) -> dict[str, Any]:
+        """Move a session though nothing changed.
+
+        Raises:
+            NotFound: there is none with this id.
+            Refused: it stays where it is; the message says why.
+        """
+        found = self._find(uid, session)
+        done: asyncio.Future[str | None] = asyncio.get_running_loop().create_future()
+
+        def answer(error: str | None) -> None:
+            if not done.done():
+                done.set_result(error)
+
+        self._dispatch(ev.RebindAsked(found.handle, to, answer))
+        try:
+            async with asyncio.timeout(REBIND_TIMEOUT):
+                error = await done
+        except TimeoutError:
+            error = f"no answer within {REBIND_TIMEOUT:g} s; it is still {found.state.value}"
+        if error is not None:
+            raise Refused(error)
+        return self._registry.record(found)
+
+    def detach(self, uid: int | None, session: str) -> None:
+        """Make a session plain TCP again."""
+        found = self._find(uid, session)
+        self._dispatch(ev.Ended(found.handle, "detached by its owner"))
+
+    def network(self) -> dict[str, Any]:
+        """The addresses and routes sessions are placed by."""
+        network = self._core.network
+        return {
+            "addresses": [list(address) for address in network.addresses],
+            "routes": [list(route) for route in network.routes],
+        }
+
+    def stats(self, uid: int | None) -> dict[str, Any]:
+        """Counters; those of others' doings for administrators only."""
+        sessions = self._core.table.sessions.values()
+        states = Counter(s.state.value for s in sessions if self._visible(uid, s))
+        result: dict[str, Any] = {"sessions": dict(states)}
+        if uid is None:
+            result["peers"] = len(self._core.table.associations)
+            result["refused"] = dict(self._core.refused)
+            result.update(self._statistics())
+        return result
+
+    def subscribe(
+        self, uid: int | None, session: str | None, deliver: Deliver
+    ) -> Callable[[], None]:
+        """Hear of what happens to sessions.
+
+        Returns:
+            Call it to hear no more.
+        """
+        wanted = None if session is None else self._find(uid, session).id
+        subscription = Subscription(uid, wanted, deliver)
+        self._registry.subscriptions.add(subscription)
+        return lambda: self._registry.subscriptions.discard(subscription)
+
+    def _find(self, uid: int | None, text: str) -> Session:
+        try:
+            session = self._core.table.by_id.get(bytes.fromhex(text))
+        except ValueError:
+            session = None
+        if session is None or not self._visible(uid, session):
+            raise NotFound(f"no session {text}: see 'sessionctl list'")
+        return session
+
+    def _visible(self, uid: int | None, session: Session) -> bool:
+        return uid is None or self._registry.owners[session.handle].uid == uid
+
+    def _admit(self, uid: int) -> None:
+        owners = self._registry.owners
+        if len(owners) >= self._limits.sessions:
+            raise Refused(
+                f"this host has its limit of {self._limits.sessions} sessions: see [limits] sessions"
+            )
+        if self._registry.per_uid[uid] >= self._limits.sessions_per_uid:
+            raise Refused(
+                f"user {uid} has the limit of {self._limits.sessions_per_uid} sessions: "
+                "see [limits] sessions_per_uid"
+            )
+
+    def _new_handle(self) -> int:
+        while True:
+            handle = secrets.randbits(32)
+            if handle not in self._registry.owners:
+                return handle
