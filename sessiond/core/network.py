@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 
@@ -29,7 +29,28 @@ class Route(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Network:
-    """One snapshot. Two snapshots are equal when nothing that matters to a session differs."""
+    """One snapshot. Two snapshots are equal when nothing that matters to a session differs.
+
+    Of one interface's addresses of a family the one to prefer comes first.
+    """
 
     addresses: tuple[Address, ...] = ()
     routes: tuple[Route, ...] = ()
+    _hash: int = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "_hash", hash((self.addresses, self.routes)))
+
+    def __hash__(self) -> int:
+        """Kept, because what is planned on a snapshot is remembered by it."""
+        return self._hash
+
+    def lost_in(self, after: Network) -> bool:
+        """Whether an address or a route of this snapshot is not in a later one."""
+        return not (
+            set(self.addresses) <= set(after.addresses) and set(self.routes) <= set(after.routes)
+        )
+
+    def interfaces_of(self, address: str) -> list[str]:
+        """The interfaces an address of this host is on; none: it is not usable."""
+        return [own.interface for own in self.addresses if own.address == address]
