@@ -22,6 +22,8 @@ VERSION = 1
 MAX_DATAGRAM = 1200
 """Bytes; fits every IPv6 path (RFC 8200 section 5) with room for a tunnel."""
 HOST_BYTES = 16
+MAX_WINDOW = 1 << 30
+"""Bytes (RFC 7323 section 2.3)."""
 MAX_TEXT = 200
 MAX_ADDRESSES = 32
 
@@ -107,10 +109,10 @@ class PeerCodec:
 
     def _datagram(self, parts: list[bytes]) -> bytes:
         self.counter += 1
-        head = msgpack.packb((VERSION, self.host, self.counter))
+        head: bytes = msgpack.packb((VERSION, self.host, self.counter))
         # The same array with one more element: its messages, which are packed already.
         body = bytes((0x94,)) + head[1:]
-        return body + _PACKER.pack_array_header(len(parts)) + b"".join(parts)
+        return b"".join((body, _PACKER.pack_array_header(len(parts)), *parts))
 
 
 _ROOM = MAX_DATAGRAM - 40
@@ -148,10 +150,15 @@ def _check(message: m.Message) -> None:
             _addresses((message.local, message.remote))
             for entry in message.entries:
                 _need(0 < entry.local_port < 65536 and 0 < entry.remote_port < 65536, "port")
-                _need(0 <= entry.rcv_nxt < 2**32, "rcv_nxt")
+                _sequence(entry.rcv_nxt, entry.window)
         case m.Moved():
             for moved in message.entries:
-                _need(0 <= moved.rcv_nxt < 2**32, "rcv_nxt")
+                _sequence(moved.rcv_nxt, moved.window)
+
+
+def _sequence(rcv_nxt: int, window: int) -> None:
+    _need(0 <= rcv_nxt < 2**32, "rcv_nxt")
+    _need(0 <= window <= MAX_WINDOW, "window")
 
 
 def _endpoints(*endpoints: Endpoint) -> None:

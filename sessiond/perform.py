@@ -118,15 +118,19 @@ class Performer:
             case "depart":
                 return engine.depart([(sock, entry.tuple) for sock, entry in pairs if entry.tuple])
             case "arrive":
-                return engine.arrive([(sock, entry.rcv_nxt) for sock, entry in pairs])
+                return engine.arrive([(sock, entry.rcv_nxt, entry.window) for sock, entry in pairs])
             case "follow":
                 return engine.follow(
                     [
-                        (sock, entry.tuple, entry.rcv_nxt, entry.hold)
+                        (sock, entry.tuple, entry.rcv_nxt, entry.window, entry.hold)
                         for sock, entry in pairs
                         if entry.tuple
                     ]
                 )
+            case "enroll":
+                return engine.enroll(sockets)
+            case "release":
+                return engine.release(sockets)
             case "shield":
                 return engine.shield(sockets)
             case "settle":

@@ -22,7 +22,7 @@ from sessiond.rebind.process import Process
 from sessiond.registry import Deliver, Owner, Registry, Subscription
 
 REBIND_TIMEOUT = 30.0
-"""Seconds until a rebind by request is answered at the latest; every path has been tried by then."""
+"""Seconds until a rebind by request is answered at the latest: every path was tried by then."""
 
 
 class Service:
@@ -73,7 +73,7 @@ class Service:
             Refused: a limit is reached, or the descriptor is not the caller's ``fd``.
         """
         process = Process.of(caller.pid)
-        connection, facts = self._engine.inspect(sock, process, fd)
+        connection, facts = self._engine.inspect(sock, process, fd, quiet=role != "attach")
         handle = self._registry.by_cookie.get(connection.cookie)
         if handle is None:
             self._admit(caller.uid)
@@ -199,7 +199,8 @@ class Service:
         owners = self._registry.owners
         if len(owners) >= self._limits.sessions:
             raise Refused(
-                f"this host has its limit of {self._limits.sessions} sessions: see [limits] sessions"
+                f"this host has its limit of {self._limits.sessions} sessions: "
+                "see [limits] sessions"
             )
         if self._registry.per_uid[uid] >= self._limits.sessions_per_uid:
             raise Refused(

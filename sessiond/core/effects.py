@@ -17,6 +17,7 @@ class Step(NamedTuple):
     generation: int
     tuple: FourTuple | None = None
     rcv_nxt: int = 0
+    window: int = 0
     hold: bool = False
 
 

@@ -37,6 +37,7 @@ class Core:
         port: the UDP port of every daemon.
         policy: which address serves which session.
         min_move_interval: seconds between two moves that only follow a preference.
+        move_on_better: move also when a preferred path appears while this one works.
         allow_loopback: let sessions use loopback addresses (tests).
     """
 
@@ -47,12 +48,14 @@ class Core:
         policy: Policy,
         *,
         min_move_interval: float = 1.0,
+        move_on_better: bool = True,
         allow_loopback: bool = False,
     ) -> None:
         self.host = host
         self.port = port
         self.policy = policy
         self.min_move_interval = min_move_interval
+        self.move_on_better = move_on_better
         self.allow_loopback = allow_loopback
         self.network = Network()
         self.table = Table()
@@ -136,7 +139,7 @@ class Core:
         kind = self._judged.get(key)
         if kind is None:
             kind = Kind.PATH if usable(self.network, session.tuple) else Kind.LOST
-            if kind is Kind.PATH and self.better(session):
+            if kind is Kind.PATH and self.move_on_better and self.better(session):
                 kind = Kind.BETTER
             self._judged[key] = kind
         return kind

@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 from sessiond.core.tuples import Endpoint
 
-ENTRIES_PER_MESSAGE = 40
+ENTRIES_PER_MESSAGE = 36
 """So that a full batch stays within one datagram of 1,200 bytes whatever the values."""
 
 PROOF_BYTES = 32
@@ -92,6 +92,8 @@ class MoveEntry(NamedTuple):
     remote_port: int
     rcv_nxt: int
     """R_a: the next byte the mover expects."""
+    window: int
+    """Bytes it can take beyond that: acknowledgements on their way may be lost with the path."""
     pending: bool
     """The mover has unacknowledged bytes: stay silent on the new tuple until it speaks (case 2)."""
 
@@ -111,6 +113,8 @@ class MovedEntry(NamedTuple):
     generation: int
     rcv_nxt: int
     """R_b: the next byte the other end expects."""
+    window: int
+    """Bytes it can take beyond that."""
 
 
 class Moved(NamedTuple):

@@ -15,6 +15,8 @@ class Departed(NamedTuple):
 
     rcv_nxt: int
     """R_a: the next byte expected from the peer; final, the socket is locked or has moved."""
+    window: int
+    """Bytes this end can take beyond rcv_nxt."""
     pending: bool
     """True is case 2: transmitted bytes are unacknowledged, the socket is locked on the old tuple
     and moves in ``arrive``. False is case 1: it is on the new tuple already, window closed."""
@@ -34,6 +36,8 @@ class Followed(NamedTuple):
 
     rcv_nxt: int
     """R_b: the next byte this end expects from the mover."""
+    window: int
+    """Bytes this end can take beyond rcv_nxt."""
     resent: int
 
 

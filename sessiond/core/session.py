@@ -75,6 +75,8 @@ class Session:
     """How often the whole plan failed."""
     rcv_nxt: int = 0
     """R_a or R_b of the handover under way, told to the peer; repeated with each retransmission."""
+    window: int = 0
+    """The receive window told with it, in bytes."""
     pending: bool = False
     since: float = 0.0
     """When the event came that set the move off."""

@@ -130,6 +130,7 @@ def repeat_bind(core: Core, session: Session, event: Any) -> None:
 
 def stay_plain(core: Core, session: Session, reason: str) -> None:
     session.state, session.reason = State.PLAIN, reason
+    core.run(session, "release")
     core.table.unbind(session)
     core.table.set_deadline(session, None)
     core.report(session, "failed", reason=reason)
@@ -188,7 +189,7 @@ def establish(
     session.peer_handle = peer_handle
     session.peer_versions = frozenset(versions)
     session.reason = None
-    session.attempts = 0
+    core.run(session, "enroll")
     rest(core, session)
     core.report(session, "bound")
 
@@ -283,7 +284,8 @@ def depart(core: Core, session: Session, event: Any) -> None:
 def departed(core: Core, session: Session, outcome: Departed) -> None:
     session.departed = True
     session.target = outcome.tuple
-    session.rcv_nxt, session.pending = outcome.rcv_nxt, outcome.pending
+    session.rcv_nxt, session.window = outcome.rcv_nxt, outcome.window
+    session.pending = outcome.pending
     association = session.association
     if association is not None:
         association.outstanding.add(session.handle)
@@ -306,6 +308,7 @@ def send_request(core: Core, session: Session) -> None:
             target.local.port,
             target.remote.port,
             session.rcv_nxt,
+            session.window,
             session.pending,
         )
         core.out.entry(to, via, m.Move, entry, target.local.address, target.remote.address)
@@ -338,7 +341,8 @@ def arrive(core: Core, session: Session, incoming: Incoming) -> None:
         return
     core.table.set_deadline(session, None)
     stop_waiting_for_peer(session)
-    core.run(session, "arrive", rcv_nxt=incoming.entry.rcv_nxt)
+    entry: m.MovedEntry = incoming.entry
+    core.run(session, "arrive", rcv_nxt=entry.rcv_nxt, window=entry.window)
 
 
 def arrived(core: Core, session: Session, outcome: Arrived) -> None:
@@ -431,7 +435,14 @@ def follow(core: Core, session: Session, incoming: Incoming) -> None:
         return
     session.state = State.FOLLOWING
     session.target, session.attempts = target, 0
-    core.run(session, "follow", tuple=target, rcv_nxt=entry.rcv_nxt, hold=entry.pending)
+    core.run(
+        session,
+        "follow",
+        tuple=target,
+        rcv_nxt=entry.rcv_nxt,
+        window=entry.window,
+        hold=entry.pending,
+    )
 
 
 def takes_precedence(session: Session, entry: m.MoveEntry) -> bool:
@@ -445,7 +456,7 @@ def takes_precedence(session: Session, entry: m.MoveEntry) -> bool:
 
 def followed(core: Core, session: Session, outcome: Followed) -> None:
     assert session.target is not None
-    session.rcv_nxt = outcome.rcv_nxt
+    session.rcv_nxt, session.window = outcome.rcv_nxt, outcome.window
     finish(core, session, session.target)
     send_moved(core, session)
 
@@ -469,7 +480,7 @@ def send_moved(core: Core, session: Session) -> None:
     """Moved, until the mover settles: its socket may be waiting for just this."""
     association = session.association
     assert association is not None
-    entry = m.MovedEntry(session.peer_handle, session.generation, session.rcv_nxt)
+    entry = m.MovedEntry(session.peer_handle, session.generation, session.rcv_nxt, session.window)
     to = Endpoint(session.tuple.remote.address, core.port)
     core.out.entry(to, session.tuple.local.address, m.Moved, entry)
     pause = min(association.rto() * 2**session.attempts, MOVED_REPEAT_MAX)
@@ -519,6 +530,8 @@ def rest(core: Core, session: Session) -> None:
     session.state = State.ESTABLISHED
     session.plan = []
     session.attempts = 0
+    if session.shielded:
+        core.table.set_deadline(session, core.now + SHIELD_LIFE)
     if not core.usable(session.tuple):
         leave(core, session, Kind.LOST)
 

@@ -7,6 +7,7 @@ be repeated: locking what is locked or moving what has moved is harmless.
 
 from __future__ import annotations
 
+import socket
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol
@@ -41,12 +42,31 @@ class Connection:
     """SO_COOKIE: the kernel's name of the socket, never reused."""
     notes: Any = field(default=None)
     """The engine's own, None while the connection is not being moved."""
+    user_timeout: int | None = None
+    """The application's TCP_USER_TIMEOUT in milliseconds, while the session is mobile."""
 
 
 class Engine(Protocol):
     """handover.md sections 3 and 4, one method a step."""
 
     name: str
+
+    def inspect(
+        self, sock: socket.socket, process: Process, fd: int, *, quiet: bool
+    ) -> tuple[Connection, Facts]:
+        """Learn what a new session's connection is. Never raises: see ``Facts.refusal``.
+
+        Args:
+            sock: the socket, as the application handed it over; not kept.
+            process: who has it under the number ``fd``.
+            quiet: no other thread uses it yet, the process need not be stopped.
+        """
+
+    def enroll(self, batch: Sequence[Connection]) -> list[Failed | None]:
+        """The session is mobile from now on: no silence may end the connection."""
+
+    def release(self, batch: Sequence[Connection]) -> list[Failed | None]:
+        """The session is plain TCP again."""
 
     def shield(self, batch: Sequence[Connection]) -> list[Failed | None]:
         """Drop inbound RSTs from now on (the answer to Prepare)."""
@@ -57,15 +77,16 @@ class Engine(Protocol):
         A local port of 0 in the target means: keep the port, or take any free one if it is taken.
         """
 
-    def arrive(self, batch: Sequence[tuple[Connection, int]]) -> list[Arrived | Failed]:
-        """Mover, step 3, with R_b from ``Moved``: case 1 opens the window; case 2 moves, trimmed
-        by R_b, live. The shield is off after it."""
+    def arrive(self, batch: Sequence[tuple[Connection, int, int]]) -> list[Arrived | Failed]:
+        """Mover, step 3, with R_b and the peer's window from ``Moved``: case 1 opens the window;
+        case 2 moves, trimmed by R_b, live. The shield is off after it."""
 
     def follow(
-        self, batch: Sequence[tuple[Connection, FourTuple, int, bool]]
+        self, batch: Sequence[tuple[Connection, FourTuple, int, int, bool]]
     ) -> list[Followed | Failed]:
-        """The other end, step 2: move to the tuple, trimmed by R_a. The last element holds the
-        output (closed window) until the mover's first segment or ``settle``."""
+        """The other end, step 2: move to the tuple, trimmed by R_a, with the mover's window. The
+        last element holds the output (closed window) until the mover's first segment or
+        ``settle``."""
 
     def settle(self, batch: Sequence[Connection]) -> list[Failed | None]:
         """The handover is over: the window open, lock and shield off, the app's own filter back."""

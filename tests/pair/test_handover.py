@@ -192,7 +192,7 @@ def test_a_path_that_dies_between_prepared_and_move_is_left_again() -> None:
 
 
 def test_a_rebind_to_nowhere_says_so() -> None:
-    world, client, _ = bound()
+    _, client, _ = bound()
     client.post(ev.RebindAsked(1, "eth7", "ticket"))
     ((error),) = [a.error for a in client.answers]
     assert error is not None

@@ -120,6 +120,11 @@ class Host:
                 results.append(ev.Result(entry.handle, entry.generation, outcome))
         self.post(ev.StepDone(step, results))
 
+    def _enroll(self, sock: Socket, entry: ef.Step) -> None:
+        pass
+
+    _release = _enroll
+
     # The engine's steps, as rebind.engine.Engine promises them
 
     def _shield(self, sock: Socket, entry: ef.Step) -> None:
@@ -137,7 +142,7 @@ class Host:
             self.tombstones.add(sock.tuple)
             sock.move(entry.tuple, sock.snd_una)
             sock.window, sock.shield = False, True
-        return Departed(sock.rcv_nxt, pending, entry.tuple)
+        return Departed(sock.rcv_nxt, 65535, pending, entry.tuple)
 
     def _arrive(self, sock: Socket, entry: ef.Step) -> Outcome:
         assert sock.target is not None
@@ -150,7 +155,7 @@ class Host:
         assert entry.tuple is not None
         sock.move(entry.tuple, entry.rcv_nxt)
         sock.shield, sock.window = True, not entry.hold
-        return Followed(sock.rcv_nxt, 0)
+        return Followed(sock.rcv_nxt, 65535, 0)
 
     def _settle(self, sock: Socket, entry: ef.Step) -> None:
         self.tombstones.clear()
@@ -202,9 +207,7 @@ class World:
             both = frozenset((4, 6))
             session_id = self.random.randbytes(16)
             host.post(
-                ev.Attached(
-                    handle, tuple_, *isns, both, role, name, "7000", session_id=session_id
-                )
+                ev.Attached(handle, tuple_, *isns, both, role, name, "7000", session_id=session_id)
             )
 
     def at(self, when: float, what: Callable[[], Any]) -> None:
@@ -258,7 +261,9 @@ class World:
         mirrored = sock.tuple.mirrored()
         other = next((s for s in receiver.sockets.values() if s.tuple == mirrored), None)
         if other is None:
-            assert sock.shield or mirrored in receiver.tombstones, f"RST kills {host.name!r} on {sock.tuple}"
+            assert sock.shield or mirrored in receiver.tombstones, (
+                f"RST kills {host.name!r} on {sock.tuple}"
+            )
         elif not other.locked:
             assert sock.snd_una <= other.rcv_nxt, "a byte was lost"
             other.rcv_nxt = max(other.rcv_nxt, sock.snd_nxt)
