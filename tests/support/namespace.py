@@ -12,7 +12,7 @@ import ctypes
 import functools
 import os
 import subprocess
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Callable, Coroutine, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -56,13 +56,10 @@ def command(line: str) -> str:
     return done.stdout
 
 
-async def eventually(true: Callable[[], Any], within: float = 5.0) -> None:
-    """Wait until something is true; look whenever the loop has been elsewhere."""
-    async with asyncio.timeout(within):
-        while not true():
-            await asyncio.sleep(0.002)
-
-
-async def finishes(awaitable: Awaitable[Any], within: float = 5.0) -> Any:
-    """A result that must not take long."""
-    return await asyncio.wait_for(awaitable, within)
+def batch(lines: Iterable[str]) -> None:
+    """Have one ip(8) do many commands; written without the leading ``ip``."""
+    text = "".join(f"{line}\n" for line in lines)
+    done = subprocess.run(
+        ["ip", "-batch", "-"], input=text, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
