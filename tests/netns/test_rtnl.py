@@ -309,7 +309,7 @@ async def test_a_snapshot_is_what_pyroute2_reads() -> None:
             "route add 203.0.113.0/25 dev va table 7",
         ]
     )
-    reader: Any = AsyncIPRoute()
+    reader: Any = AsyncIPRoute()  # type: ignore[misc]
     async with watching() as (watch, _), reader as ipr:
         names = {m["index"]: m.get("ifname") async for m in await ipr.get_links()}
         addresses = {
