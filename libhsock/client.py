@@ -22,14 +22,14 @@ from collections.abc import Iterator, Sequence
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
-from libhsock import packet, wire
+from libhsock import wire
 from libhsock.errors import DaemonUnavailable
 
 R = TypeVar("R")
 
 TIMEOUT = 5.0
 """Seconds the daemon has for an answer it can give by itself."""
-LONG_TIMEOUT = 30.0
+LONG_TIMEOUT = 35.0
 """Seconds for one that meets the network: a name to resolve, a session to move."""
 HOLD_OFF = 5.0
 """Seconds in which a daemon that let a request time out isn't asked again, so that a program does
@@ -46,7 +46,7 @@ class Connection:
         HsockError that the daemon replied."""
         self._ids = itertools.count(1)
         self._timeout = 0.0
-        self.sock = packet.new_socket()
+        self.sock = wire.new_socket()
         try:
             self.limit(timeout)
             self.sock.connect(path)
@@ -68,7 +68,8 @@ class Connection:
     def ask(self, call: wire.Call[Any], fds: Sequence[int] = ()) -> wire.Reply:
         """A request and its reply. Raises OSError and ProtocolError."""
         id = next(self._ids)
-        packet.send(self.sock, wire.request(id, call), fds)
+        with contextlib.suppress(BrokenPipeError):  # the daemon may have said why it closed
+            wire.send(self.sock, wire.request(id, call), fds)
         return wire.reply_to(id, self.receive())
 
     def call(self, call: wire.Call[R]) -> R:
@@ -77,7 +78,7 @@ class Connection:
 
     def receive(self) -> bytes:
         """The next packet's data. Raises ConnectionResetError at the end."""
-        received = packet.receive(self.sock)
+        received = wire.receive(self.sock)
         received.close()
         if not received.data:
             raise ConnectionResetError(errno.ECONNRESET, "sessiond closed the connection")

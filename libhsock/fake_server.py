@@ -10,7 +10,7 @@ import threading
 from collections.abc import Callable
 from typing import Any
 
-from libhsock import packet, wire
+from libhsock import wire
 from libhsock.errors import HsockError, ProtocolError, UsageError
 
 Answer = Callable[[wire.Call[Any], list[int]], wire.Map | None]
@@ -28,7 +28,7 @@ class FakeServer:
 
     def start(self) -> None:
         """Listen."""
-        self._listener = packet.new_socket()
+        self._listener = wire.new_socket()
         self._listener.bind(self.path)
         self._listener.listen(128)
         self._wake, self._woken = socket.socketpair()
@@ -70,7 +70,7 @@ class FakeServer:
 
     def _serve(self, sock: Any) -> None:
         try:
-            received = packet.receive(sock)
+            received = wire.receive(sock)
             if not received.data:
                 return self._drop(sock)
             try:
@@ -78,12 +78,12 @@ class FakeServer:
             finally:
                 received.close()
         except ProtocolError as error:
-            packet.send(sock, wire.failure(0, error))
+            wire.send(sock, wire.failure(0, error))
             self._drop(sock)
         except ConnectionError:
             self._drop(sock)
 
-    def _reply(self, sock: socket.socket, received: packet.Packet) -> None:
+    def _reply(self, sock: socket.socket, received: wire.Packet) -> None:
         request = wire.decode(received.data)
         if not isinstance(request, wire.Request):
             raise ProtocolError("not a request")
@@ -94,11 +94,11 @@ class FakeServer:
                 call = wire.parse(request)
                 result = self._answer(call, received.fds)
             except HsockError as error:
-                packet.send(sock, wire.failure(request.id, error))
+                wire.send(sock, wire.failure(request.id, error))
                 return
             if result is None:
                 return
-            packet.send(sock, wire.reply(request.id, result))
+            wire.send(sock, wire.reply(request.id, result))
             if isinstance(call, wire.Monitor):
                 self._monitors[sock] = call.session
 

@@ -5,11 +5,15 @@ from __future__ import annotations
 import array
 import os
 import socket
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from libhsock.errors import ProtocolError
-from libhsock.wire import MAX_FDS, MAX_PACKET
+
+MAX_PACKET = 64 * 1024
+"""Bytes of one packet."""
+MAX_FDS = 1
+"""Descriptors beside one packet."""
 
 _FD = array.array("i").itemsize
 _ANCILLARY = socket.CMSG_SPACE(MAX_FDS * _FD)
@@ -22,10 +26,10 @@ class Packet(NamedTuple):
     """Empty: the other side has closed."""
     fds: list[int]
 
-    def close(self) -> None:
+    def close(self, close: Callable[[int], None] = os.close) -> None:
         """Close the descriptors that are still in ``fds``."""
         while self.fds:
-            os.close(self.fds.pop())
+            close(self.fds.pop())
 
 
 def new_socket() -> socket.socket:
@@ -44,8 +48,8 @@ def send(sock: socket.socket, data: bytes, fds: Sequence[int] = ()) -> None:
         sock.send(data, socket.MSG_NOSIGNAL)
 
 
-def receive(sock: socket.socket) -> Packet:
-    """The next packet. Descriptors are close-on-exec.
+def receive(sock: socket.socket, close: Callable[[int], None] = os.close) -> Packet:
+    """The next packet. Descriptors are close-on-exec; ``close`` gets rid of unwanted ones.
 
     Raises ProtocolError for a packet or a number of descriptors past the limits, with no
     descriptor left open, and OSError.
@@ -57,9 +61,9 @@ def receive(sock: socket.socket) -> Packet:
             packet.fds.extend(memoryview(payload[: len(payload) // _FD * _FD]).cast("i"))
     # CMSG_SPACE has room for padding, in which the kernel may deliver one descriptor more.
     if flags & socket.MSG_CTRUNC or len(packet.fds) > MAX_FDS:
-        packet.close()
+        packet.close(close)
         raise ProtocolError(f"more than {MAX_FDS} descriptor beside a packet")
     if flags & socket.MSG_TRUNC:
-        packet.close()
+        packet.close(close)
         raise ProtocolError(f"a packet larger than {MAX_PACKET} bytes")
     return packet

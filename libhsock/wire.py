@@ -19,6 +19,12 @@ import msgpack
 
 from libhsock import errors, shape
 from libhsock.errors import HsockError, ProtocolError, UsageError
+from libhsock.packet import MAX_FDS as MAX_FDS
+from libhsock.packet import MAX_PACKET as MAX_PACKET
+from libhsock.packet import Packet as Packet
+from libhsock.packet import new_socket as new_socket
+from libhsock.packet import receive as receive
+from libhsock.packet import send as send
 from libhsock.records import Done as Done
 from libhsock.records import Event as Event
 from libhsock.records import Kind as Kind
@@ -36,11 +42,8 @@ from libhsock.records import Welcome as Welcome
 
 VERSION = 1
 DEFAULT_PATH = "/run/sessiond/sessiond.sock"
-MAX_PACKET = 64 * 1024
-"""Bytes of one packet."""
 MAX_DEPTH = 8
 """Arrays and maps inside each other; the deepest message of version 1 has five."""
-MAX_FDS = 1
 MAX_PAGE = 100
 """Records of one ``list`` reply."""
 
