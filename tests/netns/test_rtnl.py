@@ -23,7 +23,7 @@ from pyroute2.iproute import AsyncIPRoute
 
 from sessiond.core.network import Address, Network, Route
 from sessiond.edges.rtnl import NetworkWatch
-from tests.support.namespace import batch, command, in_own_network
+from tests.support.inside import batch, command, in_own_network
 
 V4 = Address("192.0.2.1", 24, "va")
 V6 = Address("2001:db8::1", 64, "va")
