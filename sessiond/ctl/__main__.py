@@ -5,6 +5,7 @@ This is the one place where what went wrong becomes a sentence and an exit statu
 
 from __future__ import annotations
 
+import importlib
 import signal
 import sys
 from typing import NoReturn
@@ -14,14 +15,12 @@ import click
 from libhsock.errors import DaemonUnavailable as Unavailable
 from libhsock.errors import Denied, HsockError, NotFound, ProtocolError, UsageError
 from sessiond import __version__
-from sessiond.ctl import host, monitor, sessions
-from sessiond.ctl.completion import completion
 
 FAILED, USAGE, UNAVAILABLE, NOT_FOUND, DENIED = 1, 2, 3, 4, 5
 
 VERDICTS: list[tuple[type[HsockError], int, str]] = [
     (UsageError, USAGE, ""),
-    (Unavailable, UNAVAILABLE, "start it with: systemctl start sessiond, or name its --socket"),
+    (Unavailable, UNAVAILABLE, "see systemctl status sessiond; --socket names another"),
     (ProtocolError, UNAVAILABLE, "is sessiond of the same version as sessionctl?"),
     (NotFound, NOT_FOUND, "sessionctl list shows the sessions you may see"),
     (Denied, DENIED, "root and members of the group sessiond may do it"),
@@ -30,7 +29,35 @@ VERDICTS: list[tuple[type[HsockError], int, str]] = [
 """Exit status of each kind of error, and what to do about it; the first that fits."""
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+VERBS = {
+    "list": "sessions",
+    "show": "sessions",
+    "rebind": "sessions",
+    "monitor": "monitor",
+    "stats": "host",
+    "network": "host",
+    "completion": "completion",
+}
+"""Each verb and the module that has it, as ``verb_<name>``."""
+
+
+class Verbs(click.Group):
+    """Loads a verb when it is asked for: `list` must answer soon."""
+
+    def list_commands(self, context: click.Context) -> list[str]:
+        """In the order of the man page."""
+        return list(VERBS)
+
+    def get_command(self, context: click.Context, name: str) -> click.Command | None:
+        """The verb, or None where there is none of this name."""
+        if name not in VERBS:
+            return None
+        module = importlib.import_module(f"sessiond.ctl.{VERBS[name]}")
+        verb: click.Command = getattr(module, f"verb_{name}")
+        return verb
+
+
+@click.group(cls=Verbs, context_settings={"help_option_names": ["-h", "--help"]})
 @click.option(
     "--socket",
     metavar="PATH",
@@ -49,18 +76,6 @@ def cli(context: click.Context, socket: str | None) -> None:
                  4 no such session, 5 not allowed.
     """
     context.obj = socket
-
-
-for verb in (
-    sessions.list_all,
-    sessions.show,
-    sessions.rebind,
-    monitor.monitor,
-    host.stats,
-    host.network,
-    completion,
-):
-    cli.add_command(verb)
 
 
 def main() -> NoReturn:

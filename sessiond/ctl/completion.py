@@ -7,10 +7,10 @@ import click
 SHELLS = ("bash", "zsh", "fish")
 
 
-@click.command()
+@click.command("completion")
 @click.argument("shell", type=click.Choice(SHELLS))
 @click.pass_context
-def completion(context: click.Context, shell: str) -> None:
+def verb_completion(context: click.Context, shell: str) -> None:
     """Print the completion script of a shell; it asks the daemon for ids and addresses."""
     from click.shell_completion import get_completion_class
 

@@ -10,10 +10,10 @@ from sessiond.ctl.ask import client, json_option, print_json
 from sessiond.ctl.table import columns, fields, number
 
 
-@click.command()
+@click.command("network")
 @json_option
 @click.pass_obj
-def network(socket: str | None, as_json: bool) -> None:
+def verb_network(socket: str | None, as_json: bool) -> None:
     """The addresses and routes that sessions can use now."""
     with client(socket) as daemon:
         view = daemon.network()
@@ -28,10 +28,10 @@ def network(socket: str | None, as_json: bool) -> None:
         print("no usable address: sessions wait until one comes", file=sys.stderr)
 
 
-@click.command()
+@click.command("stats")
 @json_option
 @click.pass_obj
-def stats(socket: str | None, as_json: bool) -> None:
+def verb_stats(socket: str | None, as_json: bool) -> None:
     """The daemon's counters."""
     with client(socket) as daemon:
         counters = daemon.stats()

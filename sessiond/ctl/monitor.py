@@ -28,11 +28,11 @@ def json_line_of(event: wire.Event) -> str:
     return json.dumps(event.to_map(), ensure_ascii=False)
 
 
-@click.command()
+@click.command("monitor")
 @click.argument("session", metavar="[ID]", required=False, shell_complete=complete_id)
 @json_option
 @click.pass_obj
-def monitor(socket: str | None, session: str | None, as_json: bool) -> None:
+def verb_monitor(socket: str | None, session: str | None, as_json: bool) -> None:
     """What happens to all sessions, or to one until it is closed, a line each."""
     written = json_line_of if as_json else line_of
     with client(socket) as daemon:

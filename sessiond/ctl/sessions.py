@@ -27,7 +27,7 @@ _SHORTEST_ID = 8
 @click.command("list")
 @json_option
 @click.pass_obj
-def list_all(socket: str | None, as_json: bool) -> None:
+def verb_list(socket: str | None, as_json: bool) -> None:
     """One line for each session."""
     with client(socket) as daemon:
         records = list(daemon.sessions())
@@ -63,11 +63,11 @@ def table_of(records: Sequence[wire.Record], now: float) -> str:
     )
 
 
-@click.command()
+@click.command("show")
 @session_argument
 @json_option
 @click.pass_obj
-def show(socket: str | None, session: str, as_json: bool) -> None:
+def verb_show(socket: str | None, session: str, as_json: bool) -> None:
     """All about one session, and why it is not mobile."""
     with client(socket) as daemon:
         record = daemon.show(full_id(daemon, session))
@@ -131,7 +131,7 @@ def complete_destination(
     return [name for name in names if name.startswith(incomplete)]
 
 
-@click.command()
+@click.command("rebind")
 @session_argument
 @click.option(
     "--to",
@@ -141,7 +141,7 @@ def complete_destination(
 )
 @json_option
 @click.pass_obj
-def rebind(socket: str | None, session: str, to: str | None, as_json: bool) -> None:
+def verb_rebind(socket: str | None, session: str, to: str | None, as_json: bool) -> None:
     """Move a session now, while its path still works."""
     with client(socket) as daemon:
         before = daemon.show(full_id(daemon, session))

@@ -14,15 +14,9 @@ def columns(titles: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     """
     table = [[title.lstrip(">") for title in titles], *([c or NOTHING for c in r] for r in rows)]
     widths = [max(map(len, column)) for column in zip(*table, strict=True)]
-    right = [title.startswith(">") for title in titles]
-    return "".join(
-        "  ".join(
-            cell.rjust(width) if to_right else cell.ljust(width)
-            for cell, width, to_right in zip(row, widths, right, strict=True)
-        ).rstrip()
-        + "\n"
-        for row in table
-    )
+    sides = [">" if title.startswith(">") else "<" for title in titles]
+    line = "  ".join(f"{{:{side}{width}}}" for side, width in zip(sides, widths, strict=True))
+    return "".join(line.format(*row).rstrip() + "\n" for row in table)
 
 
 def fields(pairs: Iterable[tuple[str, str]]) -> str:
