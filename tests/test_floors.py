@@ -33,7 +33,8 @@ class Room(NamedTuple):
 PROTOCOL = ("libhsock.wire", "libhsock.errors", "libhsock.client")
 FROM_CODEC = ("sessiond.peer_codec", "sessiond.core")
 FROM_EDGES = ("sessiond.edges", "sessiond.rebind", *FROM_CODEC)
-FROM_PERFORM = ("sessiond.perform", *FROM_EDGES)
+BESIDE_PERFORM = ("sessiond.registry", "sessiond.inbox", "sessiond.ratelimit")
+FROM_PERFORM = ("sessiond.perform", "sessiond.service", *BESIDE_PERFORM, *FROM_EDGES)
 CLOCKS_AND_IO = (
     *("asyncio", "logging", "os", "select", "selectors", "signal"),
     *("socket", "subprocess", "threading", "time"),
@@ -43,6 +44,12 @@ ROOMS = [
     Room("sessiond.__main__", ("sessiond.daemon", "sessiond.config", *FROM_PERFORM), ("click",)),
     Room("sessiond.daemon", ("sessiond.config", *FROM_PERFORM)),
     Room("sessiond.perform", FROM_EDGES),
+    Room(
+        "sessiond.service",
+        ("sessiond.config", "sessiond.registry", *FROM_EDGES, "libhsock.errors"),
+    ),
+    Room("sessiond.registry", ("sessiond.rebind", *FROM_CODEC)),
+    Room("sessiond.inbox", ("sessiond.core",)),
     Room("sessiond.config", others=("msgspec",)),
     Room("sessiond.ctl", ("sessiond.ctl", *PROTOCOL), ("click",)),
     Room("sessiond.edges.local", (*FROM_CODEC, *PROTOCOL), ("msgspec",)),

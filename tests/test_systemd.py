@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import re
@@ -13,7 +14,12 @@ from pathlib import Path
 
 import pytest
 
-from sessiond.edges.systemd import ActivationError, Supervisor, inherited_sockets
+from sessiond.edges.systemd import (
+    ActivationError,
+    Supervisor,
+    activated_socket,
+    inherited_sockets,
+)
 
 UNITS = Path(__file__).parents[1] / "systemd"
 
@@ -80,6 +86,23 @@ def test_the_watchdog_is_fed_at_half_its_time(
     assert Supervisor(environ).watchdog_s == watchdog_s
 
 
+async def test_the_watchdog_is_fed_while_the_loop_turns(tmp_path: Path) -> None:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as receiver:
+        receiver.bind(str(tmp_path / "notify"))
+        receiver.setblocking(False)
+        supervisor = Supervisor(
+            {"NOTIFY_SOCKET": str(tmp_path / "notify"), "WATCHDOG_USEC": "20000"}
+        )
+        feeding = asyncio.create_task(supervisor.keep_alive())
+        loop = asyncio.get_running_loop()
+        assert [await loop.sock_recv(receiver, 100) for _ in range(3)] == [b"WATCHDOG=1"] * 3
+        feeding.cancel()
+
+
+async def test_without_a_watchdog_there_is_nothing_to_feed() -> None:
+    await Supervisor({}).keep_alive()
+
+
 @pytest.mark.parametrize(
     ("variable", "value"),
     [("NOTIFY_SOCKET", "vsock:2:1"), ("WATCHDOG_USEC", "0"), ("WATCHDOG_USEC", "-1")],
@@ -110,6 +133,35 @@ def test_a_listening_socket_is_taken_over_with_its_name(tmp_path: Path) -> None:
         assert (taken.name, taken.socket.fileno()) == ("local", fd)
         assert (taken.socket.family, taken.socket.type) == (socket.AF_UNIX, socket.SOCK_SEQPACKET)
         assert not os.get_inheritable(fd)
+
+
+def test_the_daemon_takes_the_one_local_listener(tmp_path: Path) -> None:
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    listener.bind(str(tmp_path / "s"))
+    listener.listen()
+    taken = activated_socket(handed_over(), first_fd=listener.detach())
+    assert taken is not None
+    with taken:
+        assert taken.getsockname() == str(tmp_path / "s")
+    assert activated_socket({}) is None
+
+
+@pytest.mark.parametrize(
+    ("family", "kind"),
+    [
+        (socket.AF_UNIX, socket.SOCK_SEQPACKET),
+        (socket.AF_UNIX, socket.SOCK_STREAM),
+        (socket.AF_INET, socket.SOCK_DGRAM),
+    ],
+)
+def test_a_socket_of_another_kind_is_refused_and_closed(
+    family: socket.AddressFamily, kind: socket.SocketKind
+) -> None:
+    fd = socket.socket(family, kind).detach()
+    with pytest.raises(ActivationError, match="one listening AF_UNIX SOCK_SEQPACKET socket"):
+        activated_socket(handed_over(), first_fd=fd)
+    with pytest.raises(OSError, match="Bad file"):
+        os.fstat(fd)
 
 
 def test_another_process_s_sockets_are_left_alone() -> None:

@@ -7,6 +7,7 @@ daemon speaks in its name.
 
 from __future__ import annotations
 
+import asyncio
 import errno
 import os
 import socket
@@ -19,8 +20,8 @@ _FIRST_FD = 3
 Environment = MutableMapping[str, str]
 
 
-class ActivationError(Exception):
-    """The supervisor's environment can't be used. The message says which variable and why."""
+class ActivationError(OSError):
+    """What the supervisor hands over can't be used. The message says what of it and why."""
 
 
 class Supervisor:
@@ -46,6 +47,12 @@ class Supervisor:
     def alive(self) -> None:
         """Put off the watchdog (WATCHDOG=1)."""
         self._tell("WATCHDOG=1")
+
+    async def keep_alive(self) -> None:
+        """Feed the watchdog for as long as the loop turns; returns at once where there is none."""
+        while self.watchdog_s is not None:
+            self.alive()
+            await asyncio.sleep(self.watchdog_s)
 
     def stopping(self) -> None:
         """The daemon is about to end (STOPPING=1)."""
@@ -113,6 +120,33 @@ def inherited_sockets(
         Inherited(name, _adopt(fd))
         for fd, name in zip(range(first_fd, first_fd + count), names, strict=False)
     ]
+
+
+def activated_socket(
+    environ: Environment | None = None, *, first_fd: int = _FIRST_FD
+) -> socket.socket | None:
+    """The listening local socket that the supervisor handed over (sessiond.socket), or None.
+
+    Raises:
+        ActivationError: It handed over something else, or more than one. Nothing stays open.
+    """
+    sockets = [one.socket for one in inherited_sockets(environ, first_fd=first_fd)]
+    if not sockets:
+        return None
+    if len(sockets) == 1 and _listens_locally(sockets[0]):
+        return sockets[0]
+    for sock in sockets:
+        sock.close()
+    raise ActivationError(
+        f"LISTEN_FDS hands over {len(sockets)} descriptor(s); one listening AF_UNIX SOCK_SEQPACKET "
+        "socket is expected, as sessiond.socket has it"
+    )
+
+
+def _listens_locally(sock: socket.socket) -> bool:
+    kind = (sock.family, sock.type)
+    listens = sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN)
+    return kind == (socket.AF_UNIX, socket.SOCK_SEQPACKET) and bool(listens)
 
 
 def _adopt(fd: int) -> socket.socket:
