@@ -75,7 +75,7 @@ def test_the_environment_is_cleared_for_the_daemon_s_children() -> None:
 
 
 @pytest.mark.parametrize(
-    ("addressee", "watchdog_s"), [(None, 15.0), (os.getpid(), 15.0), (os.getppid(), None)]
+    ("addressee", "watchdog_s"), [(None, 15.0), (os.getpid(), 15.0), (os.getpid() + 1, None)]
 )
 def test_the_watchdog_is_fed_at_half_its_time(
     addressee: int | None, watchdog_s: float | None
@@ -165,7 +165,7 @@ def test_a_socket_of_another_kind_is_refused_and_closed(
 
 
 def test_another_process_s_sockets_are_left_alone() -> None:
-    assert inherited_sockets(handed_over(pid=os.getppid())) == []
+    assert inherited_sockets(handed_over(pid=os.getpid() + 1)) == []
     assert inherited_sockets({}) == []
 
 
