@@ -134,7 +134,7 @@ def test_programs_run_on_their_host(net: Topology) -> None:
 
 def test_a_wrong_command_is_an_error_that_names_it(net: Topology) -> None:
     with pytest.raises(LabError, match="nowhere"):
-        net.client.ip("link set nowhere up")
+        net.client.ip("link set dev nowhere up")
 
 
 def leftovers(pid: int) -> list[str]:

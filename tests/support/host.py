@@ -72,7 +72,7 @@ class Host:
         uplink = self.uplinks[interface]
         if addresses is not None:
             uplink = self.uplinks[interface] = replace(uplink, addresses=addresses)
-        commands = [f"link set {interface} up"]
+        commands = [f"link set dev {interface} up"]
         for address in uplink.addresses:
             nodad = " nodad" if ip_interface(address).version == 6 else ""
             commands.append(f"addr replace {address} dev {interface}{nodad}")
@@ -93,7 +93,7 @@ class Host:
             version: 4 or 6 deletes only the addresses and routes of that version; 0 all.
         """
         if how == "link":
-            return self.ip(f"link set {interface} down")
+            return self.ip(f"link set dev {interface} down")
         uplink = self.uplinks[interface]
         versions = (version,) if version else (4, 6)
         addresses = [one for one in uplink.addresses if ip_interface(one).version in versions]

@@ -33,10 +33,11 @@ from types import FrameType, TracebackType
 from typing import Self, TypeVar
 
 from tests.support import namespace as ns
+from tests.support.delay import Delay
 from tests.support.host import Host, Uplink
 from tests.support.namespace import LabError
 
-__all__ = ["Host", "Lab", "LabError", "Uplink", "missing"]
+__all__ = ["Delay", "Host", "Lab", "LabError", "Uplink", "missing"]
 
 T = TypeVar("T")
 
@@ -121,11 +122,15 @@ class Lab:
     def link(self, a: Host, a_interface: str, b: Host, b_interface: str) -> None:
         """A cable between two hosts: both ends up, no addresses yet. MTU 1500."""
         ns.ip(
-            f"link add {a_interface} netns {a.namespace} type veth "
+            f"link add name {a_interface} netns {a.namespace} type veth "
             f"peer name {b_interface} netns {b.namespace}"
         )
-        a.ip(f"link set {a_interface} up")
-        b.ip(f"link set {b_interface} up")
+        a.ip(f"link set dev {a_interface} up")
+        b.ip(f"link set dev {b_interface} up")
+
+    def delayed_link(self, a: Host, a_interface: str, b: Host, b_interface: str) -> Delay:
+        """The same cable with a delay element in it, in a namespace of its own."""
+        return Delay(self, a, a_interface, b, b_interface)
 
 
 def _started(pid: int) -> int:

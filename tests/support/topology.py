@@ -31,7 +31,7 @@ from collections.abc import Collection
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from tests.support.lab import Host, Lab, Uplink
+from tests.support.lab import Delay, Host, Lab, Uplink
 
 
 class Link(NamedTuple):
@@ -67,24 +67,29 @@ class Topology:
     server: Host
     router: Host
     dns: Host
-    delays: dict[str, object] = field(default_factory=dict)
+    delays: dict[str, Delay] = field(default_factory=dict)
 
 
 def two_hosts(lab: Lab, delays: Collection[str] = ()) -> Topology:
     """Build it.
 
     Args:
-        delays: the links that get a delay element, which at first delays nothing.
+        delays: the links that get a delay element, which at first delays nothing; "ab" is from the
+            host to the router.
     """
     hosts = {name: lab.host(name) for name in ("client", "server", "dns")}
     router = lab.host("router")
     for version in ("ipv4/conf/all/forwarding", "ipv6/conf/all/forwarding"):
         router.sysctl(f"net/{version}", 1)
+    elements: dict[str, Delay] = {}
     for name, link in LINKS.items():
-        lab.link(hosts[link.host], name, router, name)
+        if name in delays:
+            elements[name] = lab.delayed_link(hosts[link.host], name, router, name)
+        else:
+            lab.link(hosts[link.host], name, router, name)
         gateways = tuple(one.partition("/")[0] for one in link.addresses(1))
         hosts[link.host].configure(Uplink(name, link.addresses(2), gateways, link.metric))
         router.configure(Uplink(name, link.addresses(1)))
     for name in ("client", "server"):
         hosts[name].nameservers(*NAMESERVERS)
-    return Topology(hosts["client"], hosts["server"], router, hosts["dns"])
+    return Topology(hosts["client"], hosts["server"], router, hosts["dns"], elements)
