@@ -23,9 +23,21 @@ import dns.name
 import dns.rdatatype
 import dns.resolver
 
+from sessiond.core.names import (
+    BadName,
+    NoAddress,
+    NoAnswer,
+    NoSuchName,
+    Resolution,
+    ResolveError,
+    ServersFailed,
+    Source,
+)
 from sessiond.core.network import Network
 from sessiond.core.paths import canonical, destinations
 from sessiond.core.tuples import Endpoint
+
+__all__ = ["Resolution", "ResolveError", "Resolver"]
 
 log = logging.getLogger(__name__)
 
@@ -43,48 +55,6 @@ ATTEMPT = 1.0
 """Seconds until the next nameserver is asked, where resolv.conf has no ``timeout``."""
 QUERIES_AT_ONCE = 200
 SRV_TARGETS = 16
-
-
-class ResolveError(Exception):
-    """A name gave no endpoint.
-
-    Attributes:
-        tried: what was asked, and what came of it.
-    """
-
-    def __init__(self, message: str, tried: Sequence[str] = ()) -> None:
-        super().__init__(message)
-        self.tried = tuple(tried)
-
-
-class BadName(ResolveError):
-    """The caller's: not a name, a service or an address that anything could be asked about."""
-
-
-class NoSuchName(ResolveError):
-    """The name does not exist (NXDOMAIN)."""
-
-
-class NoAddress(ResolveError):
-    """The name exists and has no address of a wanted family, or no such service."""
-
-
-class ServersFailed(ResolveError):
-    """No nameserver gave a usable answer: lame, broken or refusing servers, a loop of aliases."""
-
-
-class NoAnswer(ResolveError):
-    """No nameserver answered in time, or there is none to ask."""
-
-
-class Resolution(NamedTuple):
-    """Where a name and a service are."""
-
-    candidates: tuple[Endpoint, ...]
-    """Best first, at least one."""
-    source: Source
-    expires: float
-    """On ``time.monotonic``; infinite for literals."""
 
 
 class _Answer(NamedTuple):
@@ -309,7 +279,7 @@ class Resolver:
                 found = await loop.getaddrinfo(name, service, type=socket.SOCK_STREAM)
         except (socket.gaierror, TimeoutError, UnicodeError) as error:
             return _unknown_here(name, service, error)
-        values = dict.fromkeys(canonical(at[0]) if name else at[1] for *_, at in found)
+        values = dict.fromkeys(canonical(str(at[0])) if name else at[1] for *_, at in found)
         return _Answer(tuple(values), time.monotonic() + LOCAL_TTL)
 
     # Services (RFC 2782)
@@ -420,34 +390,45 @@ def _negative(error: ResolveError, ttl: float) -> _Answer:
 
 def _failure(what: str, error: Exception) -> _Answer:
     """dnspython's errors, and what to do about them."""
-    name = what.partition(" ")[0]
     if isinstance(error, dns.resolver.NXDOMAIN):
-        tried = [f"{qname} {what.partition(' ')[2]}: no such name" for qname in error.qnames()]
-        ttl = min(r.resolve_chaining().minimum_ttl for r in error.responses().values())
-        return _negative(NoSuchName(f"{name}: no such name; check its spelling", tried), ttl)
-    tried = [_attempt(what, *attempt) for attempt in getattr(error, "kwargs", {}).get("errors", ())]
-    problem: ResolveError
-    causes = [attempt[3] for attempt in getattr(error, "kwargs", {}).get("errors", ())]
+        responses: dict[dns.name.Name, Any] = error.kwargs["responses"]
+        tried = [f"{qname} {what.partition(' ')[2]}: no such name" for qname in responses]
+        ttl = min(response.resolve_chaining().minimum_ttl for response in responses.values())
+        return _negative(
+            NoSuchName(f"{what.split()[0]}: no such name; check its spelling", tried), ttl
+        )
+    return _Answer((), time.monotonic() + FAILURE_TTL, _problem(what, error))
+
+
+def _problem(what: str, error: Exception) -> ResolveError:
+    name = what.partition(" ")[0]
+    if isinstance(error, dns.resolver.YXDOMAIN | dns.name.NameTooLong):
+        return BadName(f"{name} is too long for a DNS name", [f"{what}: {error}"])
     if isinstance(error, dns.resolver.NoResolverConfiguration | ValueError):
-        problem = NoAnswer(
+        return NoAnswer(
             f"{name} can't be looked up, there is no usable nameserver ({error}): name one in "
             "resolv.conf or as nameservers in [resolver]"
         )
-    elif isinstance(error, dns.resolver.YXDOMAIN | dns.name.NameTooLong):
-        problem = BadName(f"{name} is too long for a DNS name", [f"{what}: {error}"])
-    elif any(isinstance(cause, dns.message.ChainTooLong) for cause in causes):
-        problem = ServersFailed(f"{name} is an alias that leads nowhere; tell its owner", tried)
-    elif isinstance(error, dns.resolver.NoNameservers) and not all(
-        isinstance(cause, OSError) for cause in causes
-    ):
-        problem = ServersFailed(
+    attempts = error.kwargs["errors"] if isinstance(error, _EXHAUSTED) else []
+    tried = [_attempt(what, *attempt) for attempt in attempts]
+    causes = [cause for _, _, _, cause, _ in attempts]
+    if any(isinstance(cause, dns.message.ChainTooLong) for cause in causes):
+        return ServersFailed(f"{name} is an alias that leads nowhere; tell its owner", tried)
+    if isinstance(error, dns.resolver.NoNameservers) and not _all_unreachable(causes):
+        return ServersFailed(
             f"no nameserver could answer for {name}; tell who runs them, or use others", tried
         )
-    else:
-        problem = NoAnswer(
-            f"no nameserver answered for {name}; is there a network, and are they in it?", tried
-        )
-    return _Answer((), time.monotonic() + FAILURE_TTL, problem)
+    return NoAnswer(
+        f"no nameserver answered for {name}; is there a network, and are they in it?", tried
+    )
+
+
+_EXHAUSTED = (dns.resolver.NoNameservers, dns.resolver.LifetimeTimeout)
+"""What dnspython raises after trying all there is, with the list of what it tried."""
+
+
+def _all_unreachable(causes: Sequence[object]) -> bool:
+    return all(isinstance(cause, OSError) for cause in causes)
 
 
 def _attempt(
