@@ -23,7 +23,7 @@ from types import TracebackType
 from typing import Any, Self, TypeVar
 
 from libhsock import wire
-from libhsock.errors import DaemonUnavailable
+from libhsock.errors import DaemonUnavailable, HsockError
 
 R = TypeVar("R")
 
@@ -44,6 +44,7 @@ class Connection:
     def __init__(self, path: str, name: str, timeout: float = TIMEOUT) -> None:
         """Connect and say hello; ``timeout`` in seconds. Raises OSError, ProtocolError, or the
         HsockError that the daemon replied."""
+        self.path = path
         self._ids = itertools.count(1)
         self._timeout = 0.0
         self.sock = wire.new_socket()
@@ -116,16 +117,18 @@ class Client:
         self._busy: set[Connection] = set()
         self._places = threading.BoundedSemaphore(PLACES)
 
-    def call(self, call: wire.Call[R], fds: Sequence[int] = ()) -> R:
-        """Ask, and wait for the answer."""
+    def call(self, call: wire.Call[R], fds: Sequence[int] = (), timeout: float | None = None) -> R:
+        """Ask, and wait for the answer; ``timeout`` in seconds, None: what is usual for it."""
         if time.monotonic() < self._silent_until:
             raise DaemonUnavailable(f"sessiond at {self.path} let a request time out just now")
-        timeout = LONG_TIMEOUT if call.meets_network else self._timeout
+        if timeout is None:
+            timeout = LONG_TIMEOUT if call.meets_network else self._timeout
         try:
             with self._places:
                 reply = self._ask(call, fds, timeout)
         except BlockingIOError as error:
-            self._silent_until = time.monotonic() + (0 if call.meets_network else HOLD_OFF)
+            if timeout >= self._timeout and not call.meets_network:
+                self._silent_until = time.monotonic() + HOLD_OFF
             why = f"sessiond at {self.path} did not answer in {timeout:g} s"
             raise DaemonUnavailable(why) from error
         except OSError as error:
@@ -177,9 +180,10 @@ class Client:
         role: wire.Role = "attach",
         name: str | None = None,
         service: str | None = None,
+        timeout: float | None = None,
     ) -> wire.Record:
         """Make a session of the connected TCP socket ``fd``; the caller keeps it."""
-        return self.call(wire.Attach(fd, role, name, service), [fd])
+        return self.call(wire.Attach(fd, role, name, service), [fd], timeout)
 
     def page(self, after: str | None = None, limit: int = wire.MAX_PAGE) -> wire.Page:
         """One page of the caller's sessions."""
@@ -215,7 +219,18 @@ class Client:
 
     def events(self, session: str | None = None, timeout: float | None = None) -> EventStream:
         """What happens from now on to one session, or to all the caller may see."""
-        return EventStream(self.path, self._name, session, timeout)
+        try:
+            connection = Connection(self.path, self._name, self._timeout)
+            try:
+                connection.call(wire.Monitor(session))
+            except BaseException:
+                connection.close()
+                raise
+        except HsockError:
+            raise
+        except OSError as error:
+            raise unavailable(self.path, error) from error
+        return EventStream(connection, session, timeout)
 
     def close(self) -> None:
         """Close what is open; the next call opens anew."""
@@ -248,27 +263,19 @@ class EventStream:
     """
 
     def __init__(
-        self, path: str, name: str, session: str | None = None, timeout: float | None = None
+        self,
+        connection: Connection | None,
+        session: str | None = None,
+        timeout: float | None = None,
     ) -> None:
-        """``timeout`` is the default of ``next``, seconds."""
-        self._path = path
+        """``connection`` monitors ``session``; None: nothing will ever happen, it ends at once.
+        ``timeout`` is the default of ``next``, seconds."""
+        self._connection = connection
         self._session = session
         self._timeout = timeout
-        self._over = False
-        try:
-            self._connection = Connection(path, name)
-        except OSError as error:
-            raise unavailable(path, error) from error
-        try:
-            self._connection.call(wire.Monitor(session))
-        except OSError as error:
-            self.close()
-            raise unavailable(path, error) from error
-        except BaseException:
-            self.close()
-            raise
         self._poll = select.poll()
-        self._poll.register(self._connection.sock, select.POLLIN)
+        if connection is not None:
+            self._poll.register(connection.sock, select.POLLIN)
 
     def next(self, timeout: float | None = None) -> wire.Event:
         """The next event.
@@ -278,31 +285,29 @@ class EventStream:
         """
         limit = self._timeout if timeout is None else timeout
         until = None if limit is None else time.monotonic() + limit
-        while not self._over:
+        while self._connection is not None:
             left = None if until is None else max(0.0, until - time.monotonic()) * 1000
             if not self._poll.poll(left):
                 raise TimeoutError(f"no event in {limit:g} s")
-            event = self._receive()
+            try:
+                event = wire.event(self._connection.receive())
+            except OSError as error:
+                raise unavailable(self._connection.path, error) from error
             if event is not None:
-                self._over = wire.ends(event, self._session)
+                if wire.ends(event, self._session):
+                    self.close()
                 return event
-        self.close()
         raise StopIteration
 
-    def _receive(self) -> wire.Event | None:
-        try:
-            return wire.event(self._connection.receive())
-        except OSError as error:
-            raise unavailable(self._path, error) from error
-
     def fileno(self) -> int:
-        """For select: readable when ``next`` won't wait."""
-        return self._connection.sock.fileno()
+        """For select: readable when ``next`` won't wait; -1 at the end."""
+        return -1 if self._connection is None else self._connection.sock.fileno()
 
     def close(self) -> None:
         """Idempotent; the iteration ends."""
-        self._over = True
-        self._connection.close()
+        if self._connection is not None:
+            self._connection.close()
+            self._connection = None
 
     def __iter__(self) -> Self:
         return self

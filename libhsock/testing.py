@@ -32,14 +32,15 @@ from libhsock.wire import Event, Kind, Record, State
 SO_COOKIE = 57
 
 
-class HasId(Protocol):
+class HasRecord(Protocol):
     """A ``libhsock.Session``."""
 
     @property
-    def id(self) -> str | None: ...
+    def record(self) -> Record:
+        """What it heard last, without asking the daemon."""
 
 
-SessionLike = str | Record | HasId
+SessionLike = str | Record | HasRecord
 
 
 class FakeDaemon:
@@ -337,10 +338,10 @@ class FakeDaemon:
 def _id(session: SessionLike) -> str:
     if isinstance(session, str):
         return session
-    id = session.session if isinstance(session, Record) else session.id
-    if id is None:
-        raise NotFound("the socket has no session: it is plain TCP")
-    return id
+    record = session if isinstance(session, Record) else session.record
+    if not record.session:
+        raise NotFound(f"the socket has no session: {record.reason}")
+    return record.session
 
 
 def _text(address: tuple[str, int]) -> str:
