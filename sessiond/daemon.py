@@ -65,7 +65,7 @@ class Daemon:
             move_on_better=policy.move_on_better,
             allow_loopback=config.peer.allow_loopback,
         )
-        self._engine = Repair()
+        self._engine = Repair(self._interface_of)
         self._codec = PeerCodec(host)
         self._udp = PeerUdp(config.peer.port, self._datagram)
         self._destroyed = DestroyWatch(self._socket_destroyed)
@@ -79,6 +79,7 @@ class Daemon:
             nameservers=config.resolver.nameservers,
             timeout=config.resolver.timeout_s,
             cache_size=config.resolver.cache_size,
+            network=lambda: self._network.current,
         )
         self._performer = Performer(
             self._codec,
@@ -111,15 +112,16 @@ class Daemon:
             supervisor = Supervisor()
             supervisor.ready(f"listening on {self._config.local.socket}")
             log.info("ready: local socket %s", self._config.local.socket)
+            alive = asyncio.create_task(supervisor.keep_alive())
             serving = asyncio.create_task(self._serve())
             stopping = asyncio.create_task(stop.wait())
             await asyncio.wait((serving, stopping), return_when=asyncio.FIRST_COMPLETED)
             supervisor.stopping()
-            stopping.cancel()
-            serving.cancel()
-            await asyncio.gather(serving, stopping, return_exceptions=True)
-            if serving.done() and not serving.cancelled():
-                serving.result()
+            if serving.done():
+                serving.result()  # it never ends by itself: this raises what stopped it
+            for task in (alive, serving, stopping):
+                task.cancel()
+            await asyncio.gather(alive, serving, stopping, return_exceptions=True)
 
     async def _start(self, undo: AsyncExitStack) -> None:
         undo.callback(self._udp.close)
@@ -168,8 +170,8 @@ class Daemon:
             self._inbox.post(ev.Ended(handle, "the connection ended"))
 
     def _network_changed(self, before: Network, after: Network) -> None:
-        """A loss is acted on at once; a gain once its UDP socket is there."""
-        if set(before.addresses) >= set(after.addresses):
+        """Act at once, or, with new addresses, as soon as their UDP sockets are there."""
+        if set(after.addresses) <= set(before.addresses):
             self._inbox.post(ev.NetworkChanged(after))
         if self._rebinding is None or self._rebinding.done():
             self._rebinding = asyncio.create_task(self._follow_network())
@@ -186,6 +188,9 @@ class Daemon:
         failed = await self._udp.listen(address.address for address in network.addresses)
         for address, reason in failed.items():
             log.warning("no peer can be reached from %s: %s", address, reason)
+
+    def _interface_of(self, address: str) -> str | None:
+        return next(iter(self._network.current.interfaces_of(address)), None)
 
     def _statistics(self) -> dict[str, Any]:
         return {"malformed": self._malformed, "unsent": self._udp.unsent}

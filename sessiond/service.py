@@ -10,13 +10,13 @@ from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
-from libhsock.errors import NotFound, Refused
+from libhsock.errors import NameNotResolved, NotFound, Refused
 from sessiond.config import Limits
 from sessiond.core import events as ev
 from sessiond.core.machine import Core
 from sessiond.core.session import Session
 from sessiond.edges.local import Caller
-from sessiond.edges.resolver import Resolution, Resolver
+from sessiond.edges.resolver import Resolution, ResolveError, Resolver
 from sessiond.rebind.engine import Engine
 from sessiond.rebind.process import Process
 from sessiond.registry import Deliver, Owner, Registry, Subscription
@@ -55,8 +55,15 @@ class Service:
         self._statistics = statistics
 
     async def resolve(self, name: str, service: str, version: int, srv: bool) -> Resolution:
-        """Look an endpoint up."""
-        return await self._resolver.resolve(name, service, version, srv=srv)
+        """Look an endpoint up.
+
+        Raises:
+            NameNotResolved: with what was tried.
+        """
+        try:
+            return await self._resolver.resolve(name, service, version, srv=srv)
+        except ResolveError as error:
+            raise NameNotResolved(str(error), error.tried) from error
 
     def attach(
         self,
@@ -72,7 +79,10 @@ class Service:
         Raises:
             Refused: a limit is reached, or the descriptor is not the caller's ``fd``.
         """
-        process = Process.of(caller.pid)
+        try:
+            process = Process.of(caller.pid)
+        except OSError as error:
+            raise Refused(f"process {caller.pid} can't be reached: {error.strerror}") from error
         connection, facts = self._engine.inspect(sock, process, fd, quiet=role != "attach")
         handle = self._registry.by_cookie.get(connection.cookie)
         if handle is None:
