@@ -44,6 +44,8 @@ class Connection:
     """The engine's own, None while the connection is not being moved."""
     user_timeout: int | None = None
     """The application's TCP_USER_TIMEOUT in milliseconds, while the session is mobile."""
+    family: int = -1
+    """AF_INET or AF_INET6; -1: not known."""
 
 
 class Engine(Protocol):

@@ -25,6 +25,8 @@ SO_ATTACH_FILTER = SO_GET_FILTER = 26
 SO_DETACH_FILTER = 27
 SO_SNDBUFFORCE = 32
 SO_RCVBUFFORCE = 33
+SO_PEEK_OFF = 42
+SO_ATTACH_BPF = 50
 SO_COOKIE = 57
 SO_BUF_LOCK = 72
 
@@ -38,12 +40,14 @@ TCP_QUEUE_SEQ = 21
 TCP_REPAIR_OPTIONS = 22
 TCP_TIMESTAMP = 24
 TCP_REPAIR_WINDOW = 29
+TCP_FASTOPEN_CONNECT = 30
 TCP_ULP = 31
 
 REPAIR_ON, REPAIR_OFF_NO_PROBE = 1, -1
 NO_QUEUE, RECV_QUEUE, SEND_QUEUE = 0, 1, 2
 
 IP_TRANSPARENT = 19
+IP_BIND_ADDRESS_NO_PORT = 24
 IP_LOCAL_PORT_RANGE = 51
 IPV6_TRANSPARENT = 75
 
@@ -62,8 +66,11 @@ _U32 = struct.Struct("=I")
 _ZERO = _INT.pack(0)
 
 
-def disconnect(sock: socket.socket) -> None:
+def disconnect(sock: socket.socket, *, clear_error: bool = True) -> None:
     """``connect(AF_UNSPEC)``: in repair mode silent, it empties queues and stops timers.
+
+    Args:
+        clear_error: take the ECONNABORTED that it leaves for the application.
 
     Raises:
         OSError: what the kernel said.
@@ -71,7 +78,17 @@ def disconnect(sock: socket.socket) -> None:
     if _libc.connect(sock.fileno(), _UNSPECIFIED, len(_UNSPECIFIED)):
         number = ctypes.get_errno()
         raise OSError(number, os.strerror(number))
-    sock.getsockopt(SOL_SOCKET, socket.SO_ERROR)  # ECONNABORTED, left by tcp_disconnect()
+    if clear_error:
+        sock.getsockopt(SOL_SOCKET, socket.SO_ERROR)
+
+
+def push(sock: socket.socket) -> None:
+    """Send what may be sent: taking the cork out does (__tcp_sock_set_cork())."""
+    corked = sock.getsockopt(IPPROTO_TCP, TCP_CORK)
+    sock.setsockopt(IPPROTO_TCP, TCP_CORK, 1)
+    sock.setsockopt(IPPROTO_TCP, TCP_CORK, 0)
+    if corked:
+        sock.setsockopt(IPPROTO_TCP, TCP_CORK, 1)
 
 
 def queue_length(sock: socket.socket, request: int) -> int:

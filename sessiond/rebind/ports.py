@@ -1,13 +1,15 @@
 """Giving a socket the local address and port it needs, so that it can be given others later.
 
-``bind(addr, port)`` locks the port for the socket's life (SOCK_BINDPORT_LOCK): it survives
-``connect(AF_UNSPEC)`` and a second bind fails. Two binds don't lock:
+``bind(addr, port)`` locks both for the socket's life (SOCK_BINDADDR_LOCK, SOCK_BINDPORT_LOCK): they
+survive ``connect(AF_UNSPEC)``, and a second bind fails. So nothing is bound that need not be:
 
-- ``bind(addr, 0)`` with IP_LOCAL_PORT_RANGE [p, p] takes p where p is an ephemeral port
-  (Linux 6.3, inet_sk_get_local_port_range());
-- ``bind(any, p)`` locks the port alone: each ``connect`` then takes the source address its route
-  gives. That serves a server's port, which stays while its address changes; the route is steered
-  by SO_BINDTODEVICE to the interface that has the address.
+- the address is left to the route where the route gives just this one, if need be steered to the
+  interface that has it by SO_BINDTODEVICE; else it is bound without a port
+  (IP_BIND_ADDRESS_NO_PORT), which can be done anew each time;
+- an ephemeral port is taken by the connect itself, IP_LOCAL_PORT_RANGE being [p, p] (Linux 6.3,
+  inet_sk_get_local_port_range()), beside every other connection from that port;
+- that does not do for a port that somebody has bound, which is a server's, and for one that is not
+  ephemeral: those are locked, on the wildcard address, so that the address can still change.
 """
 
 from __future__ import annotations
@@ -18,13 +20,15 @@ import socket
 import struct
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from enum import Enum, auto
 from pathlib import Path
 
 from sessiond.core.tuples import Endpoint, FourTuple
+from sessiond.rebind import filters
 from sessiond.rebind import linux as lx
 
 _RANGE = struct.Struct("=HH")  # one 32-bit number, its high half the upper bound
-_ANY = {4: "0.0.0.0", 6: "::"}
+_ANY = ("0.0.0.0", "::")
 _PORT_RANGE = Path("/proc/sys/net/ipv4/ip_local_port_range")
 _NOWHERE = ("::ffff:255.255.255.255", 9)
 
@@ -37,6 +41,16 @@ InterfaceOf = Callable[[str], str | None]
 """The interface that has a local address."""
 
 
+class _Source(Enum):
+    """How a connect gets its local address."""
+
+    ROUTED = auto()
+    """It is the one that the route to the peer gives."""
+    STEERED = auto()
+    """It is the one that the route on its own interface gives."""
+    BOUND = auto()
+
+
 class Ports:
     """What this host's ports and routes allow; asked once for a batch.
 
@@ -47,36 +61,47 @@ class Ports:
     def __init__(self, interface_of: InterfaceOf) -> None:
         self._interface_of = interface_of
         self._ephemeral = range(0)
-        self._steerable: dict[tuple[str, str], bool] = {}
+        self._sources: dict[tuple[str, str], _Source | Unbindable] = {}
         self.refresh()
 
     def refresh(self) -> None:
         """Forget what may have changed since the last batch."""
         low, high = map(int, _PORT_RANGE.read_text().split())
         self._ephemeral = range(low, high + 1)
-        self._steerable.clear()
+        self._sources.clear()
 
-    def connect(self, sock: socket.socket, target: FourTuple) -> None:
+    def require_path(self, target: FourTuple) -> None:
+        """Find out what can be found out before a socket is touched.
+
+        Raises:
+            Unbindable: the local address is not this host's, or has no route to the remote one.
+        """
+        self._source(target)
+
+    def connect(
+        self, sock: socket.socket, target: FourTuple, old: FourTuple | None, foreign: bool = False
+    ) -> None:
         """Bind and connect a disconnected socket in repair mode.
+
+        Args:
+            old: the tuple it had; None: unknown, or none.
+            foreign: the local address need not be this host's.
 
         Raises:
             Unbindable: the local endpoint can't be had.
             OSError: EADDRNOTAVAIL, ENETUNREACH, and what else connect(2) says.
         """
-        local, remote = target
-        if sock.family == socket.AF_INET6 and remote.version == 6:
-            _to_native(sock)
-        try:
-            routed = self._bind(sock, target)
-        except OSError as error:
-            if error.errno == errno.EADDRINUSE:
-                raise Unbindable(error.errno, f"{local} is taken on this host") from error
-            if error.errno != errno.EINVAL:
-                raise
-            routed = self._keep_locked(sock, target)
-        interface = self._interface_of(local.address) if routed else None
-        with _steered(sock, interface):
-            sock.connect(lx.sockaddr(sock.family, remote))
+        if sock.family == socket.AF_INET6:
+            _choose_version(sock, target.remote.version, old)
+        with _transparent(sock) if foreign else contextlib.nullcontext():
+            source = _Source.BOUND if foreign else self._source(target)
+            address = target.local.address if source is _Source.BOUND else _any(sock)
+            if not _bind_address(sock, address):
+                self._connect_locked(sock, target, source)
+            elif target.local.port in self._ephemeral:
+                self._connect_ephemeral(sock, target, source, old)
+            else:
+                self._connect_fixed(sock, target, source)
 
     def spare(self, local: Endpoint) -> Endpoint | None:
         """A free ephemeral port in place of a taken one; None where the port is a service's."""
@@ -87,62 +112,124 @@ class Ports:
             helper.bind((local.address, 0))
             return Endpoint(local.address, helper.getsockname()[1])
 
-    def _bind(self, sock: socket.socket, target: FourTuple) -> bool:
-        """Bind a socket that has no locked port; EINVAL says that it has one.
+    def hold(self, target: FourTuple, *, foreign: bool = False) -> socket.socket:
+        """A silent socket on a tuple: it keeps others off, and the kernel from answering for it.
 
-        Returns:
-            Whether the source address is left to the route.
+        Closing it sends nothing: it stays in repair mode (tcp_close()).
+
+        Args:
+            foreign: the local address need not be this host's.
+
+        Raises:
+            OSError: EADDRNOTAVAIL the tuple is taken, EMFILE, and what else connect(2) says.
         """
-        local = target.local
-        if sock.family == socket.AF_INET6 and local.version == 4:
-            # Set by an earlier bind to an IPv6 address (__inet6_bind()); EINVAL with a locked port.
-            sock.setsockopt(lx.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
-        if local.port in self._ephemeral:
-            _bind_unlocked(sock, local)
-        elif self._is_steerable(target):
-            sock.bind((_ANY[6 if sock.family == socket.AF_INET6 else 4], local.port))
-            return True
-        else:
-            sock.bind(lx.sockaddr(sock.family, local))
-        return False
+        family = socket.AF_INET6 if target.remote.version == 6 else socket.AF_INET
+        holder = socket.socket(family, socket.SOCK_STREAM)
+        try:
+            filters.lock(holder)
+            holder.setsockopt(lx.IPPROTO_TCP, lx.TCP_REPAIR, lx.REPAIR_ON)
+            self.connect(holder, target, None, foreign)
+        except BaseException:
+            holder.close()
+            raise
+        return holder
 
-    def _keep_locked(self, sock: socket.socket, target: FourTuple) -> bool:
+    def _connect_ephemeral(
+        self, sock: socket.socket, target: FourTuple, source: _Source, old: FourTuple | None
+    ) -> None:
+        """Beside other connections from that port, locking nothing."""
+        try:
+            with _within(sock, target.local.port):
+                self._connect(sock, target, source)
+        except OSError as error:
+            if error.errno != errno.EADDRNOTAVAIL:
+                raise
+            if old is not None and target.local.port != old.local.port:
+                self._require_free(target)
+            self._connect_fixed(sock, target, source)
+
+    def _require_free(self, target: FourTuple) -> None:
+        """A locked port can't be given up again, so be sure that it is of use."""
+        try:
+            self.hold(target).close()
+        except OSError as error:
+            raise Unbindable(errno.EADDRINUSE, f"{target} is taken on this host") from error
+
+    def _connect_fixed(self, sock: socket.socket, target: FourTuple, source: _Source) -> None:
+        """On a port that is the socket's from now on."""
+        local = target.local
+        if source is not _Source.BOUND:
+            local = Endpoint(_any(sock), local.port)
+        sock.bind(lx.sockaddr(sock.family, local))
+        self._connect(sock, target, source)
+
+    def _connect_locked(self, sock: socket.socket, target: FourTuple, source: _Source) -> None:
         """A locked port stays; the address can change where it is not locked too."""
-        local, remote = target
-        bound = lx.endpoint(sock.getsockname())
+        local, bound = target.local, lx.endpoint(sock.getsockname())
+        why = None
         if bound.port != local.port:
             why = f"its port {bound.port} was bound explicitly and can't become {local.port}"
-        elif bound.address == local.address:
-            return False
-        elif bound.address not in _ANY.values():
+        elif bound.address not in (local.address, *_ANY):
             why = f"it was bound to {bound} explicitly and can't leave it"
-        elif not self._is_steerable(target):
-            why = f"no route to {remote.address} gives its bound port the source {local.address}"
-        else:
-            return True
-        raise Unbindable(errno.EINVAL, why)
+        elif bound.address != local.address and source is _Source.BOUND:
+            why = f"no route to {target.remote.address} gives its bound port {local} as the source"
+        if why is not None:
+            raise Unbindable(errno.EINVAL, why)
+        self._connect(sock, target, source)
 
-    def _is_steerable(self, target: FourTuple) -> bool:
-        """Whether the route on the address's interface gives just this address as the source."""
+    def _connect(self, sock: socket.socket, target: FourTuple, source: _Source) -> None:
+        steered = source is _Source.STEERED
+        interface = self._interface_of(target.local.address) if steered else None
+        with _steered(sock, interface):
+            sock.connect(lx.sockaddr(sock.family, target.remote))
+
+    def _source(self, target: FourTuple) -> _Source:
         key = target.local.address, target.remote.address
-        known = self._steerable.get(key)
+        known = self._sources.get(key)
         if known is None:
-            known = self._steerable[key] = self._gives(target)
+            known = self._sources[key] = self._find_source(target)
+        if isinstance(known, Unbindable):
+            raise known
         return known
 
-    def _gives(self, target: FourTuple) -> bool:
-        family = socket.AF_INET6 if target.remote.version == 6 else socket.AF_INET
-        with socket.socket(family, socket.SOCK_DGRAM) as probe:
+    def _find_source(self, target: FourTuple) -> _Source | Unbindable:
+        interface = self._interface_of(target.local.address)
+        if _gives(target, None):
+            return _Source.ROUTED
+        if interface is not None and _gives(target, interface):
+            return _Source.STEERED
+        local, remote = target.local.address, target.remote.address
+        with _probe(target) as probe:
             try:
-                with _steered(probe, self._interface_of(target.local.address)):
-                    probe.connect(target.remote)
-            except OSError:
-                return False
-            return bool(probe.getsockname()[0] == target.local.address)
+                probe.bind((local, 0))
+            except OSError as error:
+                return Unbindable(error.errno, f"{local} can't be used: {error.strerror}")
+            try:
+                probe.connect((remote, 9))
+            except OSError as error:
+                why = f"no way from {local} to {remote}: {error.strerror}"
+                return Unbindable(error.errno, why)
+        return _Source.BOUND
+
+
+def _probe(target: FourTuple) -> socket.socket:
+    family = socket.AF_INET6 if target.remote.version == 6 else socket.AF_INET
+    return socket.socket(family, socket.SOCK_DGRAM)
+
+
+def _gives(target: FourTuple, interface: str | None) -> bool:
+    """Whether the route gives just this address as the source."""
+    with _probe(target) as probe:
+        try:
+            with _steered(probe, interface):
+                probe.connect((target.remote.address, 9))
+        except OSError:
+            return False
+        return bool(probe.getsockname()[0] == target.local.address)
 
 
 @contextmanager
-def transparent(sock: socket.socket) -> Iterator[None]:
+def _transparent(sock: socket.socket) -> Iterator[None]:
     """Let a socket have an address that is not this host's (any more); CAP_NET_ADMIN."""
     level, option = (
         (lx.IPPROTO_IPV6, lx.IPV6_TRANSPARENT)
@@ -157,14 +244,33 @@ def transparent(sock: socket.socket) -> Iterator[None]:
         sock.setsockopt(level, option, before)
 
 
-def _bind_unlocked(sock: socket.socket, local: Endpoint) -> None:
-    both = _RANGE.pack(local.port, local.port)
+@contextmanager
+def _within(sock: socket.socket, port: int) -> Iterator[None]:
     before = sock.getsockopt(lx.IPPROTO_IP, lx.IP_LOCAL_PORT_RANGE, _RANGE.size)
-    sock.setsockopt(lx.IPPROTO_IP, lx.IP_LOCAL_PORT_RANGE, both)
+    sock.setsockopt(lx.IPPROTO_IP, lx.IP_LOCAL_PORT_RANGE, _RANGE.pack(port, port))
     try:
-        sock.bind(lx.sockaddr(sock.family, Endpoint(local.address, 0)))
+        yield
     finally:
         sock.setsockopt(lx.IPPROTO_IP, lx.IP_LOCAL_PORT_RANGE, before)
+
+
+def _bind_address(sock: socket.socket, address: str) -> bool:
+    """Bind an address without a port; False: the socket has a locked port."""
+    before = sock.getsockopt(lx.IPPROTO_IP, lx.IP_BIND_ADDRESS_NO_PORT)
+    sock.setsockopt(lx.IPPROTO_IP, lx.IP_BIND_ADDRESS_NO_PORT, 1)
+    try:
+        sock.bind(lx.sockaddr(sock.family, Endpoint(address, 0)))
+    except OSError as error:
+        if error.errno != errno.EINVAL:
+            raise
+        return False
+    finally:
+        sock.setsockopt(lx.IPPROTO_IP, lx.IP_BIND_ADDRESS_NO_PORT, before)
+    return True
+
+
+def _any(sock: socket.socket) -> str:
+    return _ANY[sock.family == socket.AF_INET6]
 
 
 @contextmanager
@@ -179,10 +285,18 @@ def _steered(sock: socket.socket, interface: str | None) -> Iterator[None]:
         sock.setsockopt(lx.SOL_SOCKET, socket.SO_BINDTODEVICE, b"\0")
 
 
-def _to_native(sock: socket.socket) -> None:
-    """Give a socket whose last peer was IPv4 the operations of IPv6 back.
-
-    The error path of a mapped connect() does it (tcp_v6_connect() in net/ipv6/tcp_ipv6.c).
-    """
-    with contextlib.suppress(OSError):
-        sock.connect(_NOWHERE)
+def _choose_version(sock: socket.socket, version: int, old: FourTuple | None) -> None:
+    """Make an AF_INET6 socket ready for a peer of an IP version."""
+    if version == 4:
+        # An earlier bind to an IPv6 address has set it (__inet6_bind()).
+        if sock.getsockopt(lx.IPPROTO_IPV6, socket.IPV6_V6ONLY):
+            try:
+                sock.setsockopt(lx.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
+            except OSError as error:
+                why = "it was bound to an IPv6 address explicitly and can't change to IPv4"
+                raise Unbindable(error.errno, why) from error
+    elif old is None or old.remote.version == 4:
+        # The error path of a mapped connect() gives a socket whose last peer was IPv4 the
+        # operations of IPv6 back (tcp_v6_connect() in net/ipv6/tcp_ipv6.c).
+        with contextlib.suppress(OSError):
+            sock.connect(_NOWHERE)

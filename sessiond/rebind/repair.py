@@ -20,6 +20,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from enum import Enum, auto
 from typing import TypeVar
 
 from sessiond.core.outcomes import Arrived, Departed, Failed, Followed
@@ -27,7 +28,7 @@ from sessiond.core.tuples import FourTuple
 from sessiond.rebind import filters, tcp_state
 from sessiond.rebind import linux as lx
 from sessiond.rebind.engine import Connection, Facts
-from sessiond.rebind.ports import InterfaceOf, Ports, Unbindable, transparent
+from sessiond.rebind.ports import InterfaceOf, Ports, Unbindable
 from sessiond.rebind.process import CannotStop, Process, Shared, stopped
 from sessiond.rebind.tcp_state import TcpState
 
@@ -38,6 +39,20 @@ some 15 minutes without a path."""
 Outcome = TypeVar("Outcome")
 
 
+class Guard(Enum):
+    """The filter a socket stands behind between two steps."""
+
+    OWN = auto()
+    """The application's, or none."""
+    SHIELD = auto()
+    LOCK = auto()
+
+
+class _Later(Enum):
+    LATER = auto()
+    """Not without stopping the process."""
+
+
 @dataclass(slots=True)
 class Notes:
     """What the engine must remember of a connection between two steps of a handover."""
@@ -46,11 +61,36 @@ class Notes:
     """Where it was before."""
     own_filter: filters.Program
     """The application's, to be put back."""
+    guard: Guard = Guard.OWN
+    moved: bool = False
+    """It is not where it was, or its window is closed."""
     target: FourTuple | None = None
     """Case 2: where it goes once the peer has answered."""
     peer_window: int = 0
     """Bytes the peer can take, for opening a closed window."""
-    tombstone: socket.socket | None = None
+    holder: socket.socket | None = None
+    """On the tuple it left, the tombstone; in case 2 on its target, which nobody may take."""
+    held: FourTuple | None = None
+
+    def attach(self, sock: socket.socket, guard: Guard) -> None:
+        """Put the socket behind a filter."""
+        if guard is Guard.LOCK:
+            filters.lock(sock)
+        elif guard is Guard.SHIELD:
+            filters.shield(sock)
+        else:
+            filters.put_back(sock, self.own_filter)
+
+    def hold(self, held: FourTuple, holder: socket.socket) -> None:
+        """Keep a tuple until ``let_go``."""
+        self.let_go()
+        self.held, self.holder = held, holder
+
+    def let_go(self) -> None:
+        """Give up the tuple that is held; silent, the holder is in repair mode."""
+        if self.holder is not None:
+            self.holder.close()
+        self.held = self.holder = None
 
 
 class Repair:
@@ -75,7 +115,7 @@ class Repair:
             process: who has it under the number ``fd``.
             quiet: no other thread uses it yet, the process need not be stopped.
         """
-        connection = Connection(process, fd, lx.cookie(sock))
+        connection = Connection(process, fd, lx.cookie(sock), family=sock.family)
         try:
             self._refuse(sock, connection)
             with _still([] if quiet else [connection]) as running:
@@ -114,8 +154,10 @@ class Repair:
         """Drop inbound RSTs from now on (the answer to Prepare)."""
 
         def one(sock: socket.socket, connection: Connection) -> None:
-            _noted(sock, connection)
-            filters.shield(sock)
+            notes = _noted(sock, connection)
+            if notes.guard is Guard.OWN:
+                filters.shield(sock)
+                notes.guard = Guard.SHIELD
 
         return self._each(batch, one)
 
@@ -126,7 +168,7 @@ class Repair:
         def one(sock: socket.socket, connection: Connection) -> Departed:
             return self._depart(sock, _noted(sock, connection), targets[id(connection)])
 
-        return self._each([connection for connection, _ in batch], one, still=True)
+        return self._each_still([connection for connection, _ in batch], one)
 
     def arrive(self, batch: Sequence[tuple[Connection, int, int]]) -> list[Arrived | Failed]:
         """Mover, step 3, with R_b and the peer's window from ``Moved``."""
@@ -135,7 +177,10 @@ class Repair:
         def one(sock: socket.socket, connection: Connection) -> Arrived:
             return self._arrive(sock, connection, *told[id(connection)])
 
-        return self._each([connection for connection, *_ in batch], one, still=True)
+        def at_once(sock: socket.socket, connection: Connection) -> Arrived | _Later:
+            return Arrived(0) if _end_if_open(sock, connection) else _Later.LATER
+
+        return self._each_still([connection for connection, *_ in batch], one, at_once)
 
     def follow(
         self, batch: Sequence[tuple[Connection, FourTuple, int, int, bool]]
@@ -148,47 +193,54 @@ class Repair:
             notes = _noted(sock, connection)
             return self._follow(sock, notes, target, rcv_nxt, window, hold)
 
-        return self._each([connection for connection, *_ in batch], one, still=True)
+        return self._each_still([connection for connection, *_ in batch], one)
 
     def settle(self, batch: Sequence[Connection]) -> list[Failed | None]:
         """The handover is over: window open, lock and shield off, the application's filter back."""
 
         def one(sock: socket.socket, connection: Connection) -> None:
-            if connection.notes is not None:
-                _open_window(sock, connection.notes.peer_window)
+            notes: Notes = connection.notes
+            tcp_state.open_window(sock, notes.peer_window)
             _end(sock, connection)
 
-        return self._each(batch, one, still=True)
+        def at_once(sock: socket.socket, connection: Connection) -> _Later | None:
+            return None if _end_if_open(sock, connection) else _Later.LATER
+
+        return self._each_still(batch, one, at_once)
 
     def retreat(self, batch: Sequence[Connection]) -> list[Failed | None]:
         """Undo ``depart`` without the peer: live on the tuple it had before."""
 
         def one(sock: socket.socket, connection: Connection) -> None:
+            self._retreat(sock, connection)
+
+        def at_once(sock: socket.socket, connection: Connection) -> _Later | None:
             notes: Notes | None = connection.notes
-            if notes is not None and notes.target is None:
-                state = tcp_state.dump(sock)
-                self._move(sock, state, state.toward(notes.origin, notes.peer_window))
+            if notes is not None and notes.moved:
+                return _Later.LATER
             _end(sock, connection)
+            return None
 
-        return self._each(batch, one, still=True)
+        return self._each_still(batch, one, at_once)
 
-    # One connection, locked, its process stopped
+    # One connection, its process stopped
 
     def _depart(self, sock: socket.socket, notes: Notes, target: FourTuple) -> Departed:
+        self._ports.require_path(target)
         filters.lock(sock)
         state = tcp_state.dump(sock)
-        if target.local.port == 0:
+        any_port = target.local.port == 0
+        if any_port:
             target = target._replace(local=target.local._replace(port=state.tuple.local.port))
         if state.transmitted:
             tcp_state.resume(sock, state.reuse)
-            notes.target = target
+            target = self._reserve(notes, state, target, any_port)
+            notes.guard, notes.target = Guard.LOCK, target
             return Departed(state.rcv_nxt, state.receive_window, True, target)
-        notes.target = None
-        notes.peer_window = state.window.snd_wnd or notes.peer_window
-        target = self._move_or_spare(sock, state, target)
-        filters.shield(sock)
-        if target != state.tuple and notes.tombstone is None:
-            notes.tombstone = self._tombstone(sock.family, state.tuple)
+        peer_window = state.window.snd_wnd or notes.peer_window
+        target = self._move_or_spare(sock, notes, state, target, any_port)
+        notes.peer_window = peer_window
+        self._bury(notes, state.tuple, target)
         return Departed(state.rcv_nxt, state.receive_window, False, target)
 
     def _arrive(
@@ -197,12 +249,13 @@ class Repair:
         notes: Notes = connection.notes
         resent = 0
         if notes.target is None:
-            _open_window(sock, window)
+            tcp_state.open_window(sock, window)
         else:
+            filters.lock(sock)
             state = tcp_state.dump(sock)
-            trimmed = state.trimmed(rcv_nxt)
+            trimmed = _trim(sock, state, rcv_nxt)
             resent = trimmed.transmitted
-            self._move(sock, state, trimmed.toward(notes.target, window))
+            self._move(sock, notes, state, trimmed.toward(notes.target, window), Guard.OWN)
         _end(sock, connection)
         return Arrived(resent)
 
@@ -215,76 +268,168 @@ class Repair:
         window: int,
         hold: bool,
     ) -> Followed:
+        self._ports.require_path(target)
         filters.lock(sock)
         state = tcp_state.dump(sock)
-        trimmed = state.trimmed(rcv_nxt)
-        notes.target = None
+        trimmed = _trim(sock, state, rcv_nxt)
+        new = trimmed.toward(target, 0 if hold else window)
+        self._move(sock, notes, state, new, Guard.SHIELD)
         notes.peer_window = window
-        self._move(sock, state, trimmed.toward(target, 0 if hold else window))
-        filters.shield(sock)
         return Followed(state.rcv_nxt, state.receive_window, trimmed.transmitted)
 
-    def _move_or_spare(self, sock: socket.socket, state: TcpState, target: FourTuple) -> FourTuple:
-        """Move, window closed; to another port where an ephemeral one is taken."""
+    def _retreat(self, sock: socket.socket, connection: Connection) -> None:
+        notes: Notes = connection.notes
+        filters.lock(sock)
+        state = tcp_state.dump(sock)
+        back = state.toward(notes.origin, state.window.snd_wnd or notes.peer_window)
         try:
-            self._move(sock, state, state.toward(target, 0))
-        except Unbindable as error:
-            spare = self._ports.spare(target.local) if error.errno == errno.EADDRINUSE else None
+            self._ports.require_path(notes.origin)
+            foreign = False
+        except Unbindable:
+            foreign = True
+        self._move(sock, notes, state, back, Guard.OWN, foreign=foreign)
+        _end(sock, connection)
+
+    def _move_or_spare(
+        self, sock: socket.socket, notes: Notes, state: TcpState, target: FourTuple, any_port: bool
+    ) -> FourTuple:
+        """Move, window closed; to another port where this one is taken and need not be kept."""
+        try:
+            self._move(sock, notes, state, state.toward(target, 0), Guard.SHIELD)
+        except OSError as error:
+            spare = self._ports.spare(target.local) if any_port and _taken(error) else None
             if spare is None:
                 raise
             target = target._replace(local=spare)
-            self._move(sock, tcp_state.dump(sock), state.toward(target, 0))
+            filters.lock(sock)
+            state = tcp_state.dump(sock)
+            self._move(sock, notes, state, state.toward(target, 0), Guard.SHIELD)
         return target
 
-    def _move(self, sock: socket.socket, old: TcpState, new: TcpState) -> None:
-        """All or nothing: on an error the connection is the old one again, still locked."""
+    def _move(
+        self,
+        sock: socket.socket,
+        notes: Notes,
+        old: TcpState,
+        new: TcpState,
+        guard: Guard,
+        *,
+        foreign: bool = False,
+    ) -> None:
+        """All or nothing: after an error the connection is where it was, behind what it was."""
+        if notes.held is not None and (
+            notes.target is not None or notes.held.local == new.tuple.local
+        ):
+            notes.let_go()
+        live = False
         try:
-            tcp_state.restore(sock, new, self._ports)
-        except OSError as error:
-            try:
-                sock.setsockopt(lx.IPPROTO_TCP, lx.TCP_REPAIR, lx.REPAIR_ON)
-                tcp_state.restore(sock, old, self._ports, foreign=True)
-            except OSError as second:
-                raise _Lost(f"{_reason(error)}; putting it back: {_reason(second)}") from error
+            tcp_state.install(sock, new, self._ports, old=old.tuple, foreign=foreign)
+            live = True
+            notes.attach(sock, guard)
+            tcp_state.let_out(sock, new)
+        except BaseException as error:
+            self._put_back(sock, notes, old, new, live, error)
             raise
+        notes.guard, notes.moved, notes.target = guard, True, None
 
-    def _tombstone(self, family: int, vacated: FourTuple) -> socket.socket | None:
-        """A silent socket on a tuple, so that the kernel does not answer for it with RSTs."""
-        stone = socket.socket(family, socket.SOCK_STREAM)
+    def _put_back(
+        self,
+        sock: socket.socket,
+        notes: Notes,
+        old: TcpState,
+        new: TcpState,
+        live: bool,
+        error: BaseException,
+    ) -> None:
+        """To the old tuple, though its address be gone; if no route leads there any more, to a
+        free port on the new path: the connection lives, and the next move finds it there."""
+        filters.lock(sock)
+        if live:  # the peer may have sent something
+            old = tcp_state.dump(sock).toward(old.tuple, old.window.snd_wnd)
         try:
-            filters.lock(stone)
-            stone.setsockopt(lx.IPPROTO_TCP, lx.TCP_REPAIR, lx.REPAIR_ON)
-            with transparent(stone):
-                stone.bind(lx.sockaddr(family, vacated.local))
-                stone.connect(lx.sockaddr(family, vacated.remote))
-        except OSError:
-            stone.close()  # no route any more: nothing can arrive there either
-            return None
-        return stone
+            self._put(sock, notes, old, foreign=True)
+        except OSError as second:
+            try:
+                spare = self._ports.spare(new.tuple.local)
+                if spare is None:
+                    raise
+                beside = new.tuple._replace(local=spare)
+                self._put(sock, notes, old.toward(beside, 0), foreign=False)
+                notes.moved = True
+                notes.peer_window = notes.peer_window or old.window.snd_wnd
+            except OSError:
+                why = f"{_reason(error)}; on {old.tuple} again: {_reason(second)}"
+                raise _Lost(why) from error
+
+    def _put(self, sock: socket.socket, notes: Notes, state: TcpState, *, foreign: bool) -> None:
+        sock.setsockopt(lx.IPPROTO_TCP, lx.TCP_REPAIR, lx.REPAIR_ON)
+        tcp_state.install(sock, state, self._ports, foreign=foreign)
+        notes.attach(sock, notes.guard)
+        tcp_state.let_out(sock, state)
+
+    def _reserve(
+        self, notes: Notes, state: TcpState, target: FourTuple, any_port: bool
+    ) -> FourTuple:
+        """Case 2: see that the target can be had, and that nobody takes it meanwhile."""
+        if target in (state.tuple, notes.held):
+            return target
+        notes.let_go()
+        try:
+            notes.hold(target, self._ports.hold(target))
+        except OSError as error:
+            spare = self._ports.spare(target.local) if any_port and _taken(error) else None
+            if spare is None:
+                raise
+            target = target._replace(local=spare)
+            notes.hold(target, self._ports.hold(target))
+        return target
+
+    def _bury(self, notes: Notes, vacated: FourTuple, target: FourTuple) -> None:
+        """Set a tombstone, so that the kernel does not answer for the vacated tuple with RSTs.
+
+        None is set where nothing can arrive any more, or no descriptor is left for it: then the
+        peer's shield alone must do.
+        """
+        if vacated != target and notes.held is None:
+            with contextlib.suppress(OSError):
+                notes.hold(vacated, self._ports.hold(vacated, foreign=True))
 
     # Borrowing sockets
 
-    def _each(
+    def _each_still(
         self,
         batch: Sequence[Connection],
         one: Callable[[socket.socket, Connection], Outcome],
-        *,
-        still: bool = False,
+        at_once: Callable[[socket.socket, Connection], Outcome | _Later] | None = None,
     ) -> list[Outcome | Failed]:
-        """Do one thing with each connection's socket; ``still``: while nobody else uses it."""
-        if still:
+        """Do one thing with each connection's socket while nobody else uses it.
+
+        Args:
+            at_once: does it without stopping the process, where that is enough.
+        """
+        outcomes: list[Outcome | Failed | _Later]
+        if at_once is None:
+            outcomes = [_Later.LATER] * len(batch)
+        else:
+            outcomes = [self._guarded(connection, at_once) for connection in batch]
+        rest = [c for c, outcome in zip(batch, outcomes, strict=True) if outcome is _Later.LATER]
+        with _still(rest) as running:
             self._ports.refresh()
-        with _still(batch if still else []) as running:
-            return [self._guarded(connection, one, running) for connection in batch]
+            done = iter([self._guarded(connection, one, running) for connection in rest])
+        return [next(done) if outcome is _Later.LATER else outcome for outcome in outcomes]
+
+    def _each(
+        self, batch: Sequence[Connection], one: Callable[[socket.socket, Connection], Outcome]
+    ) -> list[Outcome | Failed]:
+        return [self._guarded(connection, one) for connection in batch]
 
     def _guarded(
         self,
         connection: Connection,
         one: Callable[[socket.socket, Connection], Outcome],
-        running: dict[Process, CannotStop],
+        running: dict[Process, CannotStop] | None = None,
     ) -> Outcome | Failed:
-        had_notes = connection.notes is not None
-        if connection.process in running:
+        if running and connection.process in running:
             return Failed(str(running[connection.process]))
         try:
             sock = _take(connection)
@@ -295,22 +440,23 @@ class Repair:
                 return one(sock, connection)
             except _Lost as error:
                 with contextlib.suppress(OSError):
-                    tcp_state.resume(sock, 0)
+                    tcp_state.abort(sock)
                     _end(sock, connection)
                 return Failed(f"the connection could not be put back: {error}", lost=True)
             except (OSError, ValueError, tcp_state.Unmovable, tcp_state.Unsteady) as error:
-                self._recover(sock, connection, had_notes)
+                self._recover(sock, connection)
                 return Failed(_reason(error))
+            except BaseException:
+                self._recover(sock, connection)
+                raise
 
-    def _recover(self, sock: socket.socket, connection: Connection, had_notes: bool) -> None:
-        """After a failed step: out of repair mode, and as open to the world as before it."""
-        with contextlib.suppress(OSError):
-            if sock.getsockopt(lx.IPPROTO_TCP, lx.TCP_REPAIR):
-                tcp_state.resume(sock, 0)
-        with contextlib.suppress(OSError):
-            if had_notes:
-                filters.shield(sock)
-            else:
+    @staticmethod
+    def _recover(sock: socket.socket, connection: Connection) -> None:
+        """After a failed step: behind the filter it was behind before."""
+        notes: Notes | None = connection.notes
+        if notes is not None:
+            notes.attach(sock, notes.guard)
+            if notes.guard is Guard.OWN and not notes.moved:
                 _end(sock, connection)
 
     @staticmethod
@@ -318,7 +464,7 @@ class Repair:
         """Raise ``Unmovable`` for what this engine does not move."""
         if sock.family not in (socket.AF_INET, socket.AF_INET6) or sock.type != socket.SOCK_STREAM:
             raise tcp_state.Unmovable("it is not a TCP socket")
-        if sock.proto != lx.IPPROTO_TCP:
+        if sock.getsockopt(lx.SOL_SOCKET, socket.SO_PROTOCOL) != lx.IPPROTO_TCP:
             raise tcp_state.Unmovable("it is a multipath TCP socket (MPTCP moves by itself)")
         with _take(connection):
             pass
@@ -345,7 +491,7 @@ def _still(batch: Sequence[Connection]) -> Iterator[dict[Process, CannotStop]]:
 
 
 def _take(connection: Connection) -> socket.socket:
-    sock = connection.process.take(connection.fd)
+    sock = connection.process.take(connection.fd, connection.family)
     if lx.cookie(sock) != connection.cookie:
         sock.close()
         raise OSError(errno.EBADF, f"descriptor {connection.fd} is another socket now")
@@ -362,28 +508,35 @@ def _noted(sock: socket.socket, connection: Connection) -> Notes:
 def _end(sock: socket.socket, connection: Connection) -> None:
     """Nothing of a handover is left on the socket."""
     notes: Notes | None = connection.notes
-    connection.notes = None
     if notes is not None:
-        if notes.tombstone is not None:
-            notes.tombstone.close()  # silent: it is in repair mode
-        filters.put_back(sock, notes.own_filter)
+        notes.let_go()
+        if notes.guard is not Guard.OWN:
+            notes.attach(sock, Guard.OWN)
+        connection.notes = None
 
 
-def _open_window(sock: socket.socket, peer_window: int) -> None:
-    """Let out what waits behind a closed window, unless the peer has opened it."""
-    if lx.info(sock).snd_wnd or not peer_window:
-        return
-    reuse = sock.getsockopt(lx.SOL_SOCKET, socket.SO_REUSEADDR)
-    sock.setsockopt(lx.IPPROTO_TCP, lx.TCP_REPAIR, lx.REPAIR_ON)
+def _end_if_open(sock: socket.socket, connection: Connection) -> bool:
+    """Nothing is left to do, or only what the application may be running for."""
+    notes: Notes | None = connection.notes
+    if notes is not None and (
+        notes.target is not None or (notes.moved and not lx.info(sock).snd_wnd)
+    ):
+        return False
+    _end(sock, connection)
+    return True
+
+
+def _trim(sock: socket.socket, state: TcpState, rcv_nxt: int) -> TcpState:
+    """Without what the peer has; a socket in repair mode is out of it if that is nonsense."""
     try:
-        window = lx.window(sock)
-        largest = max(window.max_window, peer_window)
-        lx.set_window(sock, window._replace(snd_wnd=peer_window, max_window=largest))
-    finally:
-        tcp_state.resume(sock, reuse)
-    if not sock.getsockopt(lx.IPPROTO_TCP, lx.TCP_CORK):
-        sock.setsockopt(lx.IPPROTO_TCP, lx.TCP_CORK, 1)
-        sock.setsockopt(lx.IPPROTO_TCP, lx.TCP_CORK, 0)  # pushes
+        return state.trimmed(rcv_nxt)
+    except ValueError:
+        tcp_state.resume(sock, state.reuse)
+        raise
+
+
+def _taken(error: OSError) -> bool:
+    return error.errno in (errno.EADDRINUSE, errno.EADDRNOTAVAIL)
 
 
 def _versions(sock: socket.socket) -> frozenset[int]:
@@ -405,7 +558,7 @@ def _in_this_namespace(sock: socket.socket) -> bool:
         os.close(theirs)
 
 
-def _reason(error: Exception) -> str:
+def _reason(error: BaseException) -> str:
     if isinstance(error, OSError) and not isinstance(error, Unbindable):
         return f"{error.strerror or error} ({errno.errorcode.get(error.errno or 0, '?')})"
     if isinstance(error, Unbindable):

@@ -4,23 +4,36 @@ The order is handover.md section 3, which follows CRIU's (soccr/soccr.c): in rep
 (``TCP_REPAIR``, net/ipv4/tcp.c) ``connect(AF_UNSPEC)`` and ``connect`` send nothing, sequence
 numbers can be set while the socket is closed, and what is written to the receive queue is received.
 Nothing here depends on who owns the socket, so that a graft and a takeover can use it.
+
+Throughout, the socket is locked (filters.py) and nobody else uses it (process.py): a segment that
+arrives makes what was read stale, and repair mode makes the application's recv() fail.
+
+What the peer has not acknowledged is never put back as transmitted: it would wait for a
+retransmission timer that starts again at 1 s (handover.md section 2). It is written as new data
+behind a closed window, and ``let_out`` opens that when the lock is off, so that no acknowledgement
+is dropped. What the peer has already it takes for a duplicate.
 """
 
 from __future__ import annotations
 
-import contextlib
+import errno
 import socket
 import struct
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 from sessiond.core.tuples import FourTuple
 from sessiond.rebind import linux as lx
-from sessiond.rebind.ports import Ports, transparent
+from sessiond.rebind.ports import Ports
 
 RECEIVE_CHUNK = 64 * 1024
 """Bytes. One send() to the receive queue takes no more than about 72 KiB."""
 ATTEMPTS = 8
 """Readings until two agree; the socket is locked, so only what had passed the filter remains."""
+
+SMALLEST_CHUNK = 1024
+HEAD_ROOM = 128 * 1024
+"""Bytes of the send queue's first segment that may be acknowledged already and still be there."""
 
 _OPTION = struct.Struct("=II")
 
@@ -55,6 +68,8 @@ class TcpState:
     rcv_wscale: int
     reuse: int
     """The application's SO_REUSEADDR, which leaving repair mode clears."""
+    peek_offset: int
+    """The application's SO_PEEK_OFF, which a disconnect clears."""
 
     @property
     def transmitted(self) -> int:
@@ -105,46 +120,56 @@ def tuple_of(sock: socket.socket) -> FourTuple:
 
 
 def dump(sock: socket.socket) -> TcpState:
-    """Read a connection whose socket is locked; it is in repair mode afterwards.
+    """Read a connection; its socket is in repair mode afterwards.
 
     Raises:
         Unmovable: it is not established.
         Unsteady: it would not stand still.
-        OSError: the kernel refused.
+        OSError: the kernel refused. After an error it is not in repair mode.
     """
     info = lx.info(sock)
     require_established(info.state)
     reuse = sock.getsockopt(lx.SOL_SOCKET, socket.SO_REUSEADDR)
     sock.setsockopt(lx.IPPROTO_TCP, lx.TCP_REPAIR, lx.REPAIR_ON)
-    has_timestamps = info.options & lx.TCPI_OPT_TIMESTAMPS
-    mss_clamp = sock.getsockopt(lx.IPPROTO_TCP, lx.TCP_MAXSEG)
+    try:
+        return _read(sock, info, reuse)
+    except BaseException:
+        resume(sock, reuse)
+        raise
+
+
+def _read(sock: socket.socket, info: lx.Info, reuse: int) -> TcpState:
     where = tuple_of(sock)
-    before = _numbers(sock)
+    write_seq = _end_of(sock, lx.SEND_QUEUE)
+    peek_offset = sock.getsockopt(lx.SOL_SOCKET, lx.SO_PEEK_OFF)
+    if peek_offset >= 0:
+        sock.setsockopt(lx.SOL_SOCKET, lx.SO_PEEK_OFF, -1)
+    before = _reading(sock)
     for _ in range(ATTEMPTS):
-        write_seq, rcv_nxt, unacked, unsent, unread = before
-        send_queue = _peek(sock, lx.SEND_QUEUE, unacked)
-        receive_queue = _peek(sock, lx.RECV_QUEUE, unread)
-        window = lx.window(sock)
-        after = _numbers(sock)
+        send_queue = _peek_unacked(sock, before.unacked)
+        receive_queue = _peek(sock, lx.RECV_QUEUE, before.unread)
+        after = _reading(sock)
         if before == after:
             break
         before = after
     else:
         raise Unsteady(f"{where} still changes after {ATTEMPTS} readings")
+    has_timestamps = info.options & lx.TCPI_OPT_TIMESTAMPS
     return TcpState(
         tuple=where,
-        snd_una=(write_seq - unacked) & 0xFFFFFFFF,
-        snd_nxt=(write_seq - unsent) & 0xFFFFFFFF,
-        rcv_nxt=rcv_nxt,
+        snd_una=(write_seq - before.unacked) & 0xFFFFFFFF,
+        snd_nxt=(write_seq - before.unsent) & 0xFFFFFFFF,
+        rcv_nxt=before.rcv_nxt,
         send_queue=send_queue,
         receive_queue=receive_queue,
-        window=window,
+        window=before.window,
         timestamp=lx.get_u32(sock, lx.TCP_TIMESTAMP) if has_timestamps else 0,
-        mss_clamp=mss_clamp,
+        mss_clamp=sock.getsockopt(lx.IPPROTO_TCP, lx.TCP_MAXSEG),
         options=info.options,
         snd_wscale=info.snd_wscale,
         rcv_wscale=info.rcv_wscale,
         reuse=reuse,
+        peek_offset=peek_offset,
     )
 
 
@@ -161,11 +186,12 @@ def isns(sock: socket.socket) -> tuple[int, int]:
     reuse = sock.getsockopt(lx.SOL_SOCKET, socket.SO_REUSEADDR)
     sock.setsockopt(lx.IPPROTO_TCP, lx.TCP_REPAIR, lx.REPAIR_ON)
     try:
-        write_seq, rcv_nxt, _, unsent, _ = _numbers(sock)
+        write_seq = _end_of(sock, lx.SEND_QUEUE)
+        rcv_nxt = _end_of(sock, lx.RECV_QUEUE)
+        snd_nxt = write_seq - lx.queue_length(sock, lx.SIOCOUTQNSD)
         info = lx.info(sock)
     finally:
         resume(sock, reuse)
-    snd_nxt = write_seq - unsent
     return (
         (snd_nxt - (info.bytes_sent - info.bytes_retrans) - 1) & 0xFFFFFFFF,
         (rcv_nxt - info.bytes_received - 1) & 0xFFFFFFFF,
@@ -179,50 +205,120 @@ def resume(sock: socket.socket, reuse: int) -> None:
         sock.setsockopt(lx.SOL_SOCKET, socket.SO_REUSEADDR, 1)
 
 
-def restore(sock: socket.socket, state: TcpState, ports: Ports, *, foreign: bool = False) -> None:
-    """Make a socket in repair mode this connection, and leave it live.
+def install(
+    sock: socket.socket,
+    state: TcpState,
+    ports: Ports,
+    *,
+    old: FourTuple | None = None,
+    foreign: bool = False,
+) -> None:
+    """Make a socket in repair mode this connection, all but live.
 
-    It is disconnected first; whatever it was is gone, silently. What is in the send queue is sent
-    as new data as soon as the window allows.
+    It is disconnected first; whatever it was is gone, silently. If there is something to send, the
+    window is closed: take the lock off, then ``let_out``.
 
     Args:
+        old: the tuple the socket had; None: unknown, or none.
         foreign: the local address need not be this host's (putting back what a loss took).
 
     Raises:
-        OSError: the kernel refused; the socket is in repair mode and of no connection.
+        OSError: the kernel refused; ``install`` can be tried again once the socket is in repair
+            mode again.
     """
-    buffer_lock = sock.getsockopt(lx.SOL_SOCKET, lx.SO_BUF_LOCK)
+    buffers = _Buffers(sock) if state.send_queue or state.receive_queue else None
     lx.disconnect(sock)
+    if sock.getsockopt(lx.IPPROTO_TCP, lx.TCP_FASTOPEN_CONNECT):
+        # Or the connect is deferred to the first write (tcp_fastopen_defer_connect()).
+        sock.setsockopt(lx.IPPROTO_TCP, lx.TCP_FASTOPEN_CONNECT, 0)
     _set_sequence(sock, lx.SEND_QUEUE, state.snd_una)
     _set_sequence(sock, lx.RECV_QUEUE, state.rcv_nxt - len(state.receive_queue))
-    with transparent(sock) if foreign else contextlib.nullcontext():
-        ports.connect(sock, state.tuple)
+    # The segment size is computed in the connect; TCP_REPAIR_OPTIONS alone comes too late for it
+    # (tcp_connect_init()). The disconnect has cleared what the application once set.
+    sock.setsockopt(lx.IPPROTO_TCP, lx.TCP_MAXSEG, state.mss_clamp)
+    ports.connect(sock, state.tuple, old, foreign)
     sock.setsockopt(lx.IPPROTO_TCP, lx.TCP_REPAIR_OPTIONS, _options(state))
     if state.options & lx.TCPI_OPT_TIMESTAMPS:
         lx.set_u32(sock, lx.TCP_TIMESTAMP, state.timestamp)
-    if state.receive_queue:
+    if state.receive_queue and buffers is not None:
         _refill_receive_queue(sock, state.receive_queue)
-    lx.set_window(sock, state.window)
+    window = state.window._replace(snd_wnd=0) if state.send_queue else state.window
+    lx.set_window(sock, window)
     resume(sock, state.reuse)
     if state.send_queue:
         _refill_send_queue(sock, state.send_queue)
-    if state.send_queue or state.receive_queue:
-        # SO_*BUFFORCE ends autotuning; give back what the application had.
-        sock.setsockopt(lx.SOL_SOCKET, lx.SO_BUF_LOCK, buffer_lock)
+    if buffers is not None:
+        buffers.put_back(sock)
+    if state.peek_offset >= 0:
+        sock.setsockopt(lx.SOL_SOCKET, lx.SO_PEEK_OFF, state.peek_offset)
 
 
-def _numbers(sock: socket.socket) -> tuple[int, int, int, int, int]:
-    sock.setsockopt(lx.IPPROTO_TCP, lx.TCP_REPAIR_QUEUE, lx.SEND_QUEUE)
-    write_seq = lx.get_u32(sock, lx.TCP_QUEUE_SEQ)
-    sock.setsockopt(lx.IPPROTO_TCP, lx.TCP_REPAIR_QUEUE, lx.RECV_QUEUE)
-    rcv_nxt = lx.get_u32(sock, lx.TCP_QUEUE_SEQ)
-    return (
-        write_seq,
-        rcv_nxt,
-        lx.queue_length(sock, lx.SIOCOUTQ),
-        lx.queue_length(sock, lx.SIOCOUTQNSD),
-        lx.queue_length(sock, lx.SIOCINQ),
-    )
+def let_out(sock: socket.socket, state: TcpState) -> None:
+    """What was installed may leave now."""
+    if state.send_queue and state.window.snd_wnd:
+        open_window(sock, state.window.snd_wnd)
+
+
+def open_window(sock: socket.socket, snd_wnd: int) -> None:
+    """Let out what waits behind a closed window, unless the peer has opened it already.
+
+    Args:
+        snd_wnd: bytes the peer can take; nothing happens if it is 0.
+    """
+    if not snd_wnd or lx.info(sock).snd_wnd:
+        return
+    reuse = sock.getsockopt(lx.SOL_SOCKET, socket.SO_REUSEADDR)
+    sock.setsockopt(lx.IPPROTO_TCP, lx.TCP_REPAIR, lx.REPAIR_ON)
+    try:
+        window = lx.window(sock)
+        largest = max(window.max_window, snd_wnd)
+        lx.set_window(sock, window._replace(snd_wnd=snd_wnd, max_window=largest))
+    finally:
+        resume(sock, reuse)
+    lx.push(sock)
+
+
+def abort(sock: socket.socket) -> None:
+    """End a connection silently; the application gets ECONNABORTED, once."""
+    sock.setsockopt(lx.IPPROTO_TCP, lx.TCP_REPAIR, lx.REPAIR_ON)
+    lx.disconnect(sock, clear_error=False)
+    resume(sock, 0)
+
+
+class _Reading(NamedTuple):
+    rcv_nxt: int
+    unacked: int
+    unsent: int
+    unread: int
+    window: lx.Window
+
+
+def _reading(sock: socket.socket) -> _Reading:
+    """What a segment that was past the filter can still change."""
+    rcv_nxt = _end_of(sock, lx.RECV_QUEUE)
+    unacked = lx.queue_length(sock, lx.SIOCOUTQ)
+    unsent = lx.queue_length(sock, lx.SIOCOUTQNSD) if unacked else 0
+    return _Reading(rcv_nxt, unacked, unsent, lx.queue_length(sock, lx.SIOCINQ), lx.window(sock))
+
+
+def _end_of(sock: socket.socket, queue: int) -> int:
+    sock.setsockopt(lx.IPPROTO_TCP, lx.TCP_REPAIR_QUEUE, queue)
+    return lx.get_u32(sock, lx.TCP_QUEUE_SEQ)
+
+
+def _peek_unacked(sock: socket.socket, length: int) -> bytes:
+    """The send queue. Its first segment stays whole until all of it is acknowledged
+    (tcp_clean_rtx_queue()), so there may be more; and too small a buffer is EFAULT."""
+    try:
+        data = _peek(sock, lx.SEND_QUEUE, length)
+    except OSError as error:
+        if error.errno != errno.EFAULT:
+            raise
+        sock.setsockopt(lx.IPPROTO_TCP, lx.TCP_REPAIR_QUEUE, lx.SEND_QUEUE)
+        data = sock.recv(length + HEAD_ROOM, socket.MSG_PEEK | socket.MSG_DONTWAIT)[-length:]
+        if len(data) != length:
+            raise Unsteady(f"a send queue of {length} bytes gave {len(data)}") from error
+    return data
 
 
 def _peek(sock: socket.socket, queue: int, length: int) -> bytes:
@@ -252,18 +348,16 @@ def _options(state: TcpState) -> bytes:
 
 
 def _refill_receive_queue(sock: socket.socket, data: bytes) -> None:
-    size = sock.getsockopt(lx.SOL_SOCKET, socket.SO_RCVBUF)
-    if size < 2 * len(data):  # the option doubles what it is given
-        sock.setsockopt(lx.SOL_SOCKET, lx.SO_RCVBUFFORCE, len(data) + RECEIVE_CHUNK)
     sock.setsockopt(lx.IPPROTO_TCP, lx.TCP_REPAIR_QUEUE, lx.RECV_QUEUE)
     rest, chunk = memoryview(data), RECEIVE_CHUNK
     while rest:
         try:
             rest = rest[sock.send(rest[:chunk], socket.MSG_DONTWAIT) :]
-        except OSError:
-            if chunk <= 1024:
+        except OSError as error:
+            if error.errno != errno.ENOMEM or chunk <= SMALLEST_CHUNK:
                 raise
-            chunk //= 2
+            if not _grow(sock, socket.SO_RCVBUF, lx.SO_RCVBUFFORCE, len(rest)):
+                chunk //= 2
     sock.setsockopt(lx.IPPROTO_TCP, lx.TCP_REPAIR_QUEUE, lx.NO_QUEUE)
 
 
@@ -273,8 +367,35 @@ def _refill_send_queue(sock: socket.socket, data: bytes) -> None:
         try:
             rest = rest[sock.send(rest, socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL) :]
         except BlockingIOError:
-            size = sock.getsockopt(lx.SOL_SOCKET, socket.SO_SNDBUF)
-            sock.setsockopt(lx.SOL_SOCKET, lx.SO_SNDBUFFORCE, size + len(rest))
+            if not _grow(sock, socket.SO_SNDBUF, lx.SO_SNDBUFFORCE, len(rest)):
+                raise
+
+
+def _grow(sock: socket.socket, option: int, force: int, more: int) -> bool:
+    """Make room for more bytes and what the kernel keeps beside them; False: no more is allowed."""
+    size = sock.getsockopt(lx.SOL_SOCKET, option)
+    wanted = min(size // 2 + more + RECEIVE_CHUNK, _LARGEST_BUFFER)  # the kernel doubles it
+    sock.setsockopt(lx.SOL_SOCKET, force, wanted)
+    return sock.getsockopt(lx.SOL_SOCKET, option) > size
+
+
+_LARGEST_BUFFER = (2**31 - 1) // 2
+
+
+class _Buffers:
+    """What the application's buffers were. Making room ends autotuning and forgets the sizes."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        self._lock = sock.getsockopt(lx.SOL_SOCKET, lx.SO_BUF_LOCK)
+        self._send = sock.getsockopt(lx.SOL_SOCKET, socket.SO_SNDBUF)
+        self._receive = sock.getsockopt(lx.SOL_SOCKET, socket.SO_RCVBUF)
+
+    def put_back(self, sock: socket.socket) -> None:
+        if sock.getsockopt(lx.SOL_SOCKET, socket.SO_SNDBUF) > self._send:
+            sock.setsockopt(lx.SOL_SOCKET, lx.SO_SNDBUFFORCE, self._send // 2)
+        if sock.getsockopt(lx.SOL_SOCKET, socket.SO_RCVBUF) > self._receive:
+            sock.setsockopt(lx.SOL_SOCKET, lx.SO_RCVBUFFORCE, self._receive // 2)
+        sock.setsockopt(lx.SOL_SOCKET, lx.SO_BUF_LOCK, self._lock)
 
 
 _STATES = {
