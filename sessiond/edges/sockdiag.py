@@ -153,7 +153,7 @@ class DestroyWatch:
 def alive(cookies: Iterable[int]) -> set[int]:
     """Which of these sockets are connections now.
 
-    Blocks for about 1 ms per 1,000 connections of the host, so that a rebind engine in the same
+    Blocks for some 1.5 ms per 1,000 connections of the host, so that a rebind engine in the same
     thread can't move a socket past it. A file whose connection was reset is not a connection.
 
     Raises:

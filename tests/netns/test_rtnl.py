@@ -78,6 +78,7 @@ LOSSES = {
     "the carrier": ([], "ip link set vb down", {V4, V6}, {DEFAULT}),
     "the interface": ([], "ip link del va", {V4, V6}, {DEFAULT}),
     "its name": ([], "ip link set va name vx", {V4, V6}, {DEFAULT}),
+    "a family": ([], "sysctl -qw net.ipv6.conf.va.disable_ipv6=1", {V6}, set()),
     "preference, IPv6": (
         [],
         "ip addr change 2001:db8::1/64 dev va preferred_lft 0 valid_lft 1000",
