@@ -344,13 +344,15 @@ class _Client:
 
     def _attach(self, call: wire.Attach, fds: list[int]) -> Map:
         try:
-            sock = socket.socket(fileno=os.dup(fds[0]))
+            sock = socket.socket(fileno=fds[0])
         except OSError as error:
             raise UsageError(f"the descriptor is no socket: {error.strerror}") from None
-        with sock:
+        try:
             return self._backend.attach(
                 self.caller, sock, call.fd, call.role, call.name, call.service
             )
+        finally:
+            sock.detach()  # it is closed with the packet
 
     async def _resolve(self, call: wire.Resolve) -> Map:
         found = await self._backend.resolve(call.name, call.service, call.family, call.srv)
@@ -519,25 +521,19 @@ def listen(path: str) -> socket.socket:
     """A listening socket at ``path`` that everybody may connect to; what a killed daemon left there
     is replaced. Raises OSError: EADDRINUSE where somebody listens or the path is something else."""
     os.makedirs(os.path.dirname(path) or ".", mode=0o755, exist_ok=True)
-    _check_stale(path)
-    staging = f"{path}.{os.getpid()}"
+    _remove_stale(path)
     sock = wire.new_socket()
     try:
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(staging)
-        sock.bind(staging)
-        os.chmod(staging, 0o666)
+        sock.bind(path)
+        os.chmod(path, 0o666)
         sock.listen(512)
-        os.rename(staging, path)  # so that the path never names a socket that refuses
     except BaseException:
         sock.close()
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(staging)
         raise
     return sock
 
 
-def _check_stale(path: str) -> None:
+def _remove_stale(path: str) -> None:
     try:
         mode = os.lstat(path).st_mode
     except FileNotFoundError:
@@ -549,7 +545,8 @@ def _check_stale(path: str) -> None:
         try:
             probe.connect(path)
         except ConnectionRefusedError:
-            return  # nobody listens
+            os.unlink(path)
+            return
         except OSError as error:
             if error.errno not in (errno.EAGAIN, errno.EPROTOTYPE):
                 raise
