@@ -93,8 +93,13 @@ class Ports:
         """
         if sock.family == socket.AF_INET6:
             _choose_version(sock, target.remote.version, old)
-        with _transparent(sock) if foreign else contextlib.nullcontext():
-            source = _Source.BOUND if foreign else self._source(target)
+        try:
+            source, here = self._source(target), True
+        except Unbindable:
+            if not foreign:
+                raise
+            source, here = _Source.BOUND, False
+        with contextlib.nullcontext() if here else _transparent(sock):
             address = target.local.address if source is _Source.BOUND else _any(sock)
             if not _bind_address(sock, address):
                 self._connect_locked(sock, target, source)

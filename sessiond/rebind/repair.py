@@ -61,6 +61,8 @@ class Notes:
     """Where it was before."""
     own_filter: filters.Program
     """The application's, to be put back."""
+    reuse: int
+    """The application's SO_REUSEADDR."""
     guard: Guard = Guard.OWN
     moved: bool = False
     """It is not where it was, or its window is closed."""
@@ -91,6 +93,9 @@ class Notes:
         if self.holder is not None:
             self.holder.close()
         self.held = self.holder = None
+
+    def __del__(self) -> None:
+        self.let_go()  # the connection ended in the middle of a handover
 
 
 class Repair:
@@ -253,7 +258,7 @@ class Repair:
         else:
             filters.lock(sock)
             state = tcp_state.dump(sock)
-            trimmed = _trim(sock, state, rcv_nxt)
+            trimmed = state.trimmed(rcv_nxt)
             resent = trimmed.transmitted
             self._move(sock, notes, state, trimmed.toward(notes.target, window), Guard.OWN)
         _end(sock, connection)
@@ -271,7 +276,7 @@ class Repair:
         self._ports.require_path(target)
         filters.lock(sock)
         state = tcp_state.dump(sock)
-        trimmed = _trim(sock, state, rcv_nxt)
+        trimmed = state.trimmed(rcv_nxt)
         new = trimmed.toward(target, 0 if hold else window)
         self._move(sock, notes, state, new, Guard.SHIELD)
         notes.peer_window = window
@@ -282,12 +287,7 @@ class Repair:
         filters.lock(sock)
         state = tcp_state.dump(sock)
         back = state.toward(notes.origin, state.window.snd_wnd or notes.peer_window)
-        try:
-            self._ports.require_path(notes.origin)
-            foreign = False
-        except Unbindable:
-            foreign = True
-        self._move(sock, notes, state, back, Guard.OWN, foreign=foreign)
+        self._move(sock, notes, state, back, Guard.OWN, foreign=True)
         _end(sock, connection)
 
     def _move_or_spare(
@@ -341,29 +341,33 @@ class Repair:
         live: bool,
         error: BaseException,
     ) -> None:
-        """To the old tuple, though its address be gone; if no route leads there any more, to a
-        free port on the new path: the connection lives, and the next move finds it there."""
+        """To the old tuple, though its address be gone. If no route leads there any more, to the
+        new path after all, if need be beside what is taken there: the connection lives, and the
+        next move finds it."""
         filters.lock(sock)
         if live:  # the peer may have sent something
             old = tcp_state.dump(sock).toward(old.tuple, old.window.snd_wnd)
         try:
-            self._put(sock, notes, old, foreign=True)
+            self._put(sock, notes, old)
         except OSError as second:
-            try:
-                spare = self._ports.spare(new.tuple.local)
-                if spare is None:
-                    raise
-                beside = new.tuple._replace(local=spare)
-                self._put(sock, notes, old.toward(beside, 0), foreign=False)
-                notes.moved = True
-                notes.peer_window = notes.peer_window or old.window.snd_wnd
-            except OSError:
-                why = f"{_reason(error)}; on {old.tuple} again: {_reason(second)}"
-                raise _Lost(why) from error
+            for place in self._refuges(new.tuple):
+                with contextlib.suppress(OSError):
+                    self._put(sock, notes, old.toward(place, 0))
+                    notes.moved = True
+                    notes.peer_window = notes.peer_window or old.window.snd_wnd
+                    return
+            why = f"{_reason(error)}; on {old.tuple} again: {_reason(second)}"
+            raise _Lost(why) from error
 
-    def _put(self, sock: socket.socket, notes: Notes, state: TcpState, *, foreign: bool) -> None:
+    def _refuges(self, wanted: FourTuple) -> Iterator[FourTuple]:
+        yield wanted
+        spare = self._ports.spare(wanted.local)
+        if spare is not None:
+            yield wanted._replace(local=spare)
+
+    def _put(self, sock: socket.socket, notes: Notes, state: TcpState) -> None:
         sock.setsockopt(lx.IPPROTO_TCP, lx.TCP_REPAIR, lx.REPAIR_ON)
-        tcp_state.install(sock, state, self._ports, foreign=foreign)
+        tcp_state.install(sock, state, self._ports, foreign=True)
         notes.attach(sock, notes.guard)
         tcp_state.let_out(sock, state)
 
@@ -434,7 +438,9 @@ class Repair:
         try:
             sock = _take(connection)
         except OSError as error:
-            return Failed(f"the application's socket is gone: {_reason(error)}", lost=True)
+            gone = error.errno in (errno.ESRCH, errno.EBADF, errno.ENOTSOCK)
+            what = "is gone" if gone else "can't be borrowed"
+            return Failed(f"the application's socket {what}: {_reason(error)}", lost=gone)
         with sock:
             try:
                 return one(sock, connection)
@@ -452,9 +458,11 @@ class Repair:
 
     @staticmethod
     def _recover(sock: socket.socket, connection: Connection) -> None:
-        """After a failed step: behind the filter it was behind before."""
+        """After a failed step: out of repair mode, behind the filter it was behind before."""
         notes: Notes | None = connection.notes
         if notes is not None:
+            if sock.getsockopt(lx.IPPROTO_TCP, lx.TCP_REPAIR):
+                tcp_state.resume(sock, notes.reuse)
             notes.attach(sock, notes.guard)
             if notes.guard is Guard.OWN and not notes.moved:
                 _end(sock, connection)
@@ -492,15 +500,19 @@ def _still(batch: Sequence[Connection]) -> Iterator[dict[Process, CannotStop]]:
 
 def _take(connection: Connection) -> socket.socket:
     sock = connection.process.take(connection.fd, connection.family)
-    if lx.cookie(sock) != connection.cookie:
+    try:
+        if lx.cookie(sock) != connection.cookie:
+            raise OSError(errno.EBADF, f"descriptor {connection.fd} is another socket now")
+    except BaseException:
         sock.close()
-        raise OSError(errno.EBADF, f"descriptor {connection.fd} is another socket now")
+        raise
     return sock
 
 
 def _noted(sock: socket.socket, connection: Connection) -> Notes:
     if connection.notes is None:
-        connection.notes = Notes(tcp_state.tuple_of(sock), filters.current(sock))
+        reuse = sock.getsockopt(lx.SOL_SOCKET, socket.SO_REUSEADDR)
+        connection.notes = Notes(tcp_state.tuple_of(sock), filters.current(sock), reuse)
     notes: Notes = connection.notes
     return notes
 
@@ -524,15 +536,6 @@ def _end_if_open(sock: socket.socket, connection: Connection) -> bool:
         return False
     _end(sock, connection)
     return True
-
-
-def _trim(sock: socket.socket, state: TcpState, rcv_nxt: int) -> TcpState:
-    """Without what the peer has; a socket in repair mode is out of it if that is nonsense."""
-    try:
-        return state.trimmed(rcv_nxt)
-    except ValueError:
-        tcp_state.resume(sock, state.reuse)
-        raise
 
 
 def _taken(error: OSError) -> bool:

@@ -73,6 +73,15 @@ class Host:
         with self.entered():
             return command(line)
 
+    def deaf(self) -> None:
+        """Lose every TCP segment that arrives, until ``hearing``."""
+        self.run("nft add table inet loss")
+        self.run("nft add chain inet loss in { type filter hook input priority 0 ; }")
+        self.run("nft add rule inet loss in meta l4proto tcp drop")
+
+    def hearing(self) -> None:
+        self.run("nft delete table inet loss")
+
     def counters(self) -> dict[str, int]:
         """SNMP and extended TCP counters of this host."""
         counters: dict[str, int] = {}
@@ -106,7 +115,8 @@ class Net:
 
     def __init__(self) -> None:
         self.left, self.right = Host(), Host()
-        self.left.run(f"ip link add veth type veth peer name veth netns /proc/{os.getpid()}/fd/{self.right.fd}")
+        theirs = f"/proc/{os.getpid()}/fd/{self.right.fd}"
+        self.left.run(f"ip link add veth type veth peer name veth netns {theirs}")
         for host, numbers in ((self.left, (1, 3, 5, 7)), (self.right, (2, 4, 6, 8))):
             host.run("ip link set veth up")
             for number in numbers:
@@ -161,7 +171,15 @@ class Ends:
             side: self.hosts[side].attach(sock) for side, sock in self.socks.items()
         }
 
-    def tuple(self, side: str) -> FourTuple:
+    def counters(self) -> dict[tuple[str, str], int]:
+        """What a clean handover leaves as it was."""
+        return {
+            (side, name): host.counters()[name]
+            for side, host in self.hosts.items()
+            for name in ("Tcp.RetransSegs", "TcpExt.TCPTimeouts", "Tcp.OutRsts")
+        }
+
+    def where(self, side: str) -> FourTuple:
         sock = self.socks[side]
         return FourTuple(lx.endpoint(sock.getsockname()), lx.endpoint(sock.getpeername()))
 
@@ -172,6 +190,15 @@ class Ends:
         with host.entered():
             (outcome,) = getattr(host.engine, step)(batch)
         return outcome
+
+    @contextmanager
+    def losing(self) -> Iterator[None]:
+        """What is sent now is lost, in both directions."""
+        self.net.left.deaf()
+        self.net.right.deaf()
+        yield
+        self.net.left.hearing()
+        self.net.right.hearing()
 
     def depart(self, side: str, target: FourTuple) -> Departed:
         outcome = self.do(side, "depart", target)
@@ -205,8 +232,8 @@ class Ends:
         followed = self.follow(other, departed)
         arrived = self.arrive(side, followed)
         self.settle(other)
-        assert self.tuple(side) == departed.tuple
-        assert self.tuple(other) == departed.tuple.mirrored()
+        assert self.where(side) == departed.tuple
+        assert self.where(other) == departed.tuple.mirrored()
         return departed, followed, arrived
 
 
