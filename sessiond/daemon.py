@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
 import resource
 import secrets
@@ -106,6 +107,9 @@ class Daemon:
         _raise_descriptor_limit()
         async with AsyncExitStack() as undo:
             await self._start(undo)
+            # What is here now stays: the collector need not walk it in the middle of a handover.
+            gc.freeze()
+            gc.set_threshold(50_000, 20, 100)
             stop = asyncio.Event()
             for number in (signal.SIGTERM, signal.SIGINT):
                 self._loop.add_signal_handler(number, stop.set)

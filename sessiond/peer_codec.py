@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import ipaddress
 from collections.abc import Iterator, Sequence
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 import msgpack
@@ -170,7 +171,15 @@ def _endpoints(*endpoints: Endpoint) -> None:
 def _addresses(addresses: Sequence[str]) -> None:
     _need(len(addresses) <= MAX_ADDRESSES, "too many addresses")
     for address in addresses:
-        _need(str(ipaddress.ip_address(address)) == address, "address not in canonical form")
+        _need(_is_canonical(address), "address, or not in canonical form")
+
+
+@lru_cache(maxsize=4096)
+def _is_canonical(address: str) -> bool:
+    try:
+        return str(ipaddress.ip_address(address)) == address
+    except ValueError:
+        return False
 
 
 def _need(condition: bool, what: str) -> None:

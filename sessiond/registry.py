@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import time
 from collections import Counter
@@ -47,6 +48,7 @@ class Registry:
     """
 
     def __init__(self, engine: Engine, unwatch: Callable[[int], None]) -> None:
+        self._loop = asyncio.get_running_loop()
         self._engine = engine
         self._unwatch = unwatch
         self.connections: dict[int, Connection] = {}
@@ -91,9 +93,11 @@ class Registry:
     # perform.Audience
 
     def report(self, report: ef.Report) -> None:
-        """Log it, and tell who listens."""
+        """Log it, and tell who listens, once what is urgent has been done."""
+        self._loop.call_soon(self._tell, report, self.owners.get(report.handle))
+
+    def _tell(self, report: ef.Report, owner: Owner | None) -> None:
         _log(report, self._engine.name)
-        owner = self.owners.get(report.handle)
         if self.subscriptions and owner is not None:
             event = self._event(report)
             for listener in list(self.subscriptions):

@@ -12,8 +12,6 @@ data; these are a few small idempotent datagrams and a person may be waiting."""
 MIN_RTO = 0.02
 """A peer needs a few milliseconds to stop a process and move its socket."""
 MAX_RTO = 3.0
-SERVICE_TIME = 0.0002
-"""Seconds a peer may need per session of a batch: a large batch is slow, not lost."""
 
 
 @dataclass(slots=True, eq=False)
@@ -39,6 +37,8 @@ class Association:
     srtt: float | None = None
     """Smoothed round trip in seconds (RFC 6298 section 2)."""
     rttvar: float = 0.0
+    answered_at: float = float("-inf")
+    """When it last answered a Move."""
     pings: dict[int, float] = field(default_factory=dict)
 
     def heard(self, source: Endpoint, via: str, counter: int) -> None:
@@ -57,5 +57,8 @@ class Association:
     def rto(self, attempt: int = 0) -> float:
         """Seconds to wait for an answer before repetition number ``attempt`` + 1."""
         base = INITIAL_RTO if self.srtt is None else self.srtt + 4 * self.rttvar
-        first = max(base, MIN_RTO) + SERVICE_TIME * len(self.outstanding)
-        return float(min(first * 2**attempt, MAX_RTO))
+        return float(min(max(base, MIN_RTO) * 2**attempt, MAX_RTO))
+
+    def working(self, now: float) -> bool:
+        """Whether it is in the middle of a batch: a large one is slow, not lost."""
+        return bool(self.outstanding) and now - self.answered_at < self.rto()

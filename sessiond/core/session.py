@@ -86,6 +86,8 @@ class Session:
     moves: int = 0
     gap: float | None = None
     """Seconds, of the last move."""
+    chosen: bool = False
+    """A user put it where it is: preferences do not move it from there, only a loss does."""
     ticket: Any = None
 
     @property

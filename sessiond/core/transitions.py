@@ -47,8 +47,8 @@ SHIELD_LIFE = 5.0
 """Seconds a shield stays up for a move that does not come."""
 RETRY_FIRST, RETRY_MAX = 0.5, 30.0
 """Seconds between attempts on all paths while none answers."""
-MOVED_REPEAT_MAX = 30.0
-"""Seconds, at most, between repetitions of Moved to a mover that does not settle."""
+MOVED_REPEAT_FIRST, MOVED_REPEAT_MAX = 1.0, 30.0
+"""Seconds, at first and at most, between repetitions of Moved to a mover that does not settle."""
 
 
 class Kind(Enum):
@@ -201,7 +201,7 @@ def leave(core: Core, session: Session, event: Any) -> None:
     """The path is lost, or there may be one again: move, without asking on the old one."""
     if session.state is not State.MOVING:
         session.since = core.now
-    session.forced = True
+    session.forced, session.chosen = True, False
     session.plan = core.plan(session)
     depart_next(core, session)
 
@@ -215,6 +215,8 @@ def reconsider(core: Core, session: Session, event: Any) -> None:
 
 def improve(core: Core, session: Session, event: Any) -> None:
     """Policy prefers another path while this one works; not more often than allowed."""
+    if session.chosen:
+        return
     allowed = session.moved_at + core.min_move_interval
     if core.now < allowed:
         core.table.set_deadline(session, allowed)
@@ -234,7 +236,7 @@ def rebind(core: Core, session: Session, asked: ev.RebindAsked) -> None:
             )
         )
         return
-    session.ticket = asked.ticket
+    session.ticket, session.chosen = asked.ticket, True
     request(core, session, plan)
 
 
@@ -317,7 +319,10 @@ def send_request(core: Core, session: Session) -> None:
 
 
 def repeat_request(core: Core, session: Session, event: Any) -> None:
-    if session.attempts < REQUEST_ATTEMPTS:
+    association = session.association
+    if association is not None and association.working(core.now):
+        core.table.set_deadline(session, core.now + association.rto())
+    elif session.attempts < REQUEST_ATTEMPTS:
         send_request(core, session)
     else:
         depart_next(core, session, f"the peer's sessiond did not answer on {session.target}")
@@ -341,6 +346,8 @@ def arrive(core: Core, session: Session, incoming: Incoming) -> None:
         return
     core.table.set_deadline(session, None)
     stop_waiting_for_peer(session)
+    if session.association is not None:
+        session.association.answered_at = core.now
     entry: m.MovedEntry = incoming.entry
     core.run(session, "arrive", rcv_nxt=entry.rcv_nxt, window=entry.window)
 
@@ -356,7 +363,7 @@ def arrived(core: Core, session: Session, outcome: Arrived) -> None:
 def exhausted(core: Core, session: Session, reason: str | None) -> None:
     """No candidate is left: back to the old path where there is one, or wait for any."""
     if not session.forced and not session.departed:
-        session.target = None
+        session.target, session.chosen = None, False
         answer_ticket(core, session, reason or "no usable path")
         rest(core, session)
         return
@@ -483,7 +490,8 @@ def send_moved(core: Core, session: Session) -> None:
     entry = m.MovedEntry(session.peer_handle, session.generation, session.rcv_nxt, session.window)
     to = Endpoint(session.tuple.remote.address, core.port)
     core.out.entry(to, session.tuple.local.address, m.Moved, entry)
-    pause = min(association.rto() * 2**session.attempts, MOVED_REPEAT_MAX)
+    # A lost Moved is asked for again by the mover; this is for a lost Settled, and not urgent.
+    pause = min(MOVED_REPEAT_FIRST * 2**session.attempts, MOVED_REPEAT_MAX)
     session.attempts = min(session.attempts + 1, 16)
     core.table.set_deadline(session, core.now + pause)
 

@@ -85,6 +85,7 @@ class PeerUdp:
         try:
             while True:
                 data, source = await stream.recv()
+                assert isinstance(source, tuple)
                 self._receive(data, Endpoint(source[0], source[1]), address)
         except asyncio_dgram.TransportClosed:
             return
