@@ -14,6 +14,11 @@ from pathlib import Path
 NETNS = Path("/run/netns")
 RESOLV = Path("/etc/netns")
 """``ip netns exec NAME`` puts the files of RESOLV/NAME over those of /etc (ip-netns(8))."""
+_TCP = {
+    "tcp_congestion_control": "reno",  # the only one that every kernel allows in a namespace
+    "tcp_rmem": "4096 131072 6291456",
+    "tcp_wmem": "4096 16384 4194304",
+}
 _CLONE_NEWNET = 0x40000000
 _PR_SET_PDEATHSIG = 1
 _PR_SET_TIMERSLACK = 29
@@ -47,13 +52,16 @@ def ip(*commands: str, namespace: str | None = None, version: int = 4, force: bo
 
 def add(namespace: str) -> None:
     """Make a namespace with its loopback up, addresses usable at once (no DAD, RFC 4862 section
-    5.4), no router discovery, and no filter against asymmetric paths."""
+    5.4), no router discovery, no filter against asymmetric paths, and with TCP as kernels have it
+    where this machine is tuned."""
     ip(f"netns add {namespace}")
     with entered(namespace):
         for scope in ("all", "default"):
             for name in ("accept_dad", "dad_transmits", "accept_ra", "router_solicitations"):
                 sysctl(f"net/ipv6/conf/{scope}/{name}", "0")
             sysctl(f"net/ipv4/conf/{scope}/rp_filter", "0")
+        for name, value in _TCP.items():
+            sysctl(f"net/ipv4/{name}", value)
     ip("link set lo up", namespace=namespace)
 
 

@@ -29,6 +29,7 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from dataclasses import dataclass, field
+from ipaddress import ip_interface
 from typing import NamedTuple
 
 from tests.support.lab import Delay, Host, Lab, Uplink
@@ -70,12 +71,15 @@ class Topology:
     delays: dict[str, Delay] = field(default_factory=dict)
 
 
-def two_hosts(lab: Lab, delays: Collection[str] = ()) -> Topology:
+def two_hosts(
+    lab: Lab, delays: Collection[str] = (), versions: Collection[int] = (4, 6)
+) -> Topology:
     """Build it.
 
     Args:
         delays: the links that get a delay element, which at first delays nothing; "ab" is from the
             host to the router.
+        versions: of IP that the links have.
     """
     hosts = {name: lab.host(name) for name in ("client", "server", "dns")}
     router = lab.host("router")
@@ -87,9 +91,13 @@ def two_hosts(lab: Lab, delays: Collection[str] = ()) -> Topology:
             elements[name] = lab.delayed_link(hosts[link.host], name, router, name)
         else:
             lab.link(hosts[link.host], name, router, name)
-        gateways = tuple(one.partition("/")[0] for one in link.addresses(1))
-        hosts[link.host].configure(Uplink(name, link.addresses(2), gateways, link.metric))
-        router.configure(Uplink(name, link.addresses(1)))
+        near, far = (
+            tuple(one for one in link.addresses(number) if ip_interface(one).version in versions)
+            for number in (2, 1)
+        )
+        gateways = tuple(str(ip_interface(one).ip) for one in far)
+        hosts[link.host].configure(Uplink(name, near, gateways, link.metric))
+        router.configure(Uplink(name, far))
     for name in ("client", "server"):
         hosts[name].nameservers(*NAMESERVERS)
     return Topology(hosts["client"], hosts["server"], router, hosts["dns"], elements)

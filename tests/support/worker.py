@@ -25,7 +25,7 @@ import traceback
 import warnings
 from collections.abc import Callable
 from multiprocessing.connection import Connection
-from typing import Any, NoReturn
+from typing import Any, NoReturn, Protocol
 
 from tests.support import namespace as ns
 
@@ -34,6 +34,12 @@ _FORK = multiprocessing.get_context("fork")
 
 class WorkerError(Exception):
     """The function raised (its traceback is the message), ended without a word, or kept silent."""
+
+
+class HasFileno(Protocol):
+    """What select takes."""
+
+    def fileno(self) -> int: ...
 
 
 class Talk:
