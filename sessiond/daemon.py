@@ -175,10 +175,11 @@ class Daemon:
 
     def _network_changed(self, before: Network, after: Network) -> None:
         """Act at once, or, with new addresses, as soon as their UDP sockets are there."""
+        if self._rebinding is not None and not self._rebinding.done():
+            return  # it has still sockets to make, and takes this change in as well
         if set(after.addresses) <= set(before.addresses):
             self._inbox.post(ev.NetworkChanged(after))
-        if self._rebinding is None or self._rebinding.done():
-            self._rebinding = asyncio.create_task(self._follow_network())
+        self._rebinding = asyncio.create_task(self._follow_network())
 
     async def _follow_network(self) -> None:
         while True:
