@@ -85,20 +85,26 @@ class TcpState:
     def trimmed(self, peer_rcv_nxt: int) -> TcpState:
         """Without what the peer has received.
 
+        That may go beyond ``snd_nxt``: what was put back after a refused move counts as not
+        transmitted, though the peer has it.
+
         Args:
             peer_rcv_nxt: the next byte the peer expects. What TCP itself acknowledged counts too.
 
         Raises:
-            ValueError: it names bytes that were never transmitted.
+            ValueError: it names bytes that were never written.
         """
         ahead = (peer_rcv_nxt - self.snd_una) & 0xFFFFFFFF
         if ahead >= 2**31:
             return self
-        if ahead > self.transmitted:
-            raise ValueError(f"the peer claims {ahead - self.transmitted} bytes never sent to it")
+        if ahead > len(self.send_queue):
+            beyond = ahead - len(self.send_queue)
+            raise ValueError(f"the peer claims {beyond} bytes never sent to it")
+        snd_una = (self.snd_una + ahead) & 0xFFFFFFFF
         return replace(
             self,
-            snd_una=(self.snd_una + ahead) & 0xFFFFFFFF,
+            snd_una=snd_una,
+            snd_nxt=snd_una if ahead > self.transmitted else self.snd_nxt,
             send_queue=self.send_queue[ahead:],
         )
 
