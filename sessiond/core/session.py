@@ -84,6 +84,8 @@ class Session:
     """When the request that waits for its answer was first sent (for the round trip)."""
     moved_at: float = float("-inf")
     moves: int = 0
+    flaps: int = 0
+    """Losses in a row that came soon after a move; each doubles the patience with preferences."""
     gap: float | None = None
     """Seconds, of the last move."""
     chosen: bool = False

@@ -47,6 +47,9 @@ SHIELD_LIFE = 5.0
 """Seconds a shield stays up for a move that does not come."""
 RETRY_FIRST, RETRY_MAX = 0.5, 30.0
 """Seconds between attempts on all paths while none answers."""
+FLAP_WITHIN = 10
+"""A path lost within so many ``min_move_interval`` after the move to it flaps."""
+MAX_FLAPS = 6
 MOVED_REPEAT_FIRST, MOVED_REPEAT_MAX = 1.0, 30.0
 """Seconds, at first and at most, between repetitions of Moved to a mover that does not settle."""
 
@@ -201,6 +204,9 @@ def leave(core: Core, session: Session, event: Any) -> None:
     """The path is lost, or there may be one again: move, without asking on the old one."""
     if session.state is not State.MOVING:
         session.since = core.now
+    if session.state is State.ESTABLISHED:
+        soon = core.now - session.moved_at < FLAP_WITHIN * core.min_move_interval
+        session.flaps = min(session.flaps + 1, MAX_FLAPS) if soon else 0
     session.forced, session.chosen = True, False
     session.plan = core.plan(session)
     depart_next(core, session)
@@ -214,10 +220,10 @@ def reconsider(core: Core, session: Session, event: Any) -> None:
 
 
 def improve(core: Core, session: Session, event: Any) -> None:
-    """Policy prefers another path while this one works; not more often than allowed."""
+    """Policy prefers another path while this one works; less and less often where it flaps."""
     if session.chosen:
         return
-    allowed = session.moved_at + core.min_move_interval
+    allowed = session.moved_at + core.min_move_interval * 2**session.flaps
     if core.now < allowed:
         core.table.set_deadline(session, allowed)
         return

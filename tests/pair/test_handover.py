@@ -7,6 +7,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from sessiond.core import events as ev
+from sessiond.core.paths import Policy
 from sessiond.core.session import State
 
 from .world import Host, World
@@ -211,6 +212,31 @@ def test_a_shield_nobody_needs_falls() -> None:
     world.broken.update((ETH,))
     world.run(20)
     assert not sock.shield
+
+
+def test_a_flapping_preferred_path_is_returned_to_less_and_less_often() -> None:
+    world, client, _ = bound()
+    client.core.policy = Policy(prefer=(f"if-{ETH}",))
+    for _ in range(100):
+        client.have(WIFI, ETH)
+        world.run(2)
+        client.have(WIFI)
+        world.run(2)
+    # Every return to the preferred path is a loss of it later: two moves a flap.
+    assert client.session().flaps == 6
+    assert client.session().moves <= 20
+
+
+def test_a_path_a_user_chose_is_kept() -> None:
+    world, client, _ = bound()
+    client.core.policy = Policy(prefer=(f"if-{WIFI}",))
+    client.have(WIFI, ETH)
+    world.run(1)
+    client.post(ev.RebindAsked(1, ETH, None))
+    world.run(1)
+    client.have(WIFI, ETH, ETH6)
+    world.run(60)
+    assert client.session().tuple.local.address == ETH
 
 
 def test_idle_sessions_cost_nothing() -> None:
