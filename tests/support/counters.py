@@ -34,7 +34,17 @@ class Counters(Mapping[str, int]):
         return cls(values)
 
     def __sub__(self, before: Counters) -> Counters:
-        return Counters({name: value - before._values[name] for name, value in self.items()})
+        # Some of IPv6 are listed from their first time on.
+        names = {**self._values, **before._values}
+        return Counters(
+            {one: self._values.get(one, 0) - before._values.get(one, 0) for one in names}
+        )
+
+    def __add__(self, other: Counters) -> Counters:
+        names = {**self._values, **other._values}
+        return Counters(
+            {one: self._values.get(one, 0) + other._values.get(one, 0) for one in names}
+        )
 
     def changed(self) -> dict[str, int]:
         """Those that are not zero, for the eye."""

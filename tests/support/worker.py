@@ -25,7 +25,7 @@ import traceback
 import warnings
 from collections.abc import Callable
 from multiprocessing.connection import Connection
-from typing import Any, NoReturn, Protocol
+from typing import Any, NamedTuple, NoReturn, Protocol
 
 from tests.support import namespace as ns
 
@@ -34,6 +34,14 @@ _FORK = multiprocessing.get_context("fork")
 
 class WorkerError(Exception):
     """The function raised (its traceback is the message), ended without a word, or kept silent."""
+
+
+class Said(NamedTuple):
+    """What a function told, or returned."""
+
+    what: Any
+    last: bool
+    """It was returned."""
 
 
 class HasFileno(Protocol):
@@ -85,18 +93,26 @@ class Worker:
 
     def hear(self, timeout: float = 10) -> Any:
         """What the function told next. Raises WorkerError."""
-        kind, what = self._next(timeout)
-        if kind != "told":
-            raise WorkerError(f"{self.name} returned {what!r} instead of telling")
-        return what
+        said = self.next(timeout)
+        if said.last:
+            raise WorkerError(f"{self.name} returned {said.what!r} instead of telling")
+        return said.what
 
     def result(self, timeout: float = 10) -> Any:
         """What the function returned; what it told before is skipped. Raises WorkerError."""
-        while True:
-            kind, what = self._next(timeout)
-            if kind == "returned":
-                self._process.join()
-                return what
+        while not (said := self.next(timeout)).last:
+            pass
+        self._process.join()
+        return said.what
+
+    def next(self, timeout: float = 10) -> Said:
+        """What the function told or returned next. Raises WorkerError."""
+        kind, what = self._next(timeout)
+        return Said(what, kind == "returned")
+
+    def fileno(self) -> int:
+        """For select: readable when there is something to hear, or the end."""
+        return self._pipe.fileno()
 
     def stop(self) -> None:
         """Kill it if it still runs. Idempotent."""
