@@ -20,7 +20,7 @@ from typing import Any, Self, TypeVar
 
 from libhsock import wire
 from libhsock.client import HOLD_OFF, LONG_TIMEOUT, TIMEOUT, unavailable
-from libhsock.errors import DaemonUnavailable, HsockError
+from libhsock.errors import DaemonUnavailable, HsockError, NotFound
 
 R = TypeVar("R")
 
@@ -193,9 +193,9 @@ class AsyncClient:
         """Move a session now, to a local address or an interface; returns when it has moved."""
         return await self.call(wire.Rebind(session, to))
 
-    def events(self, session: str | None = None, *, over: bool = False) -> AsyncEventStream:
-        """What happens to one session, or to all the caller may see; ``over``: nothing ever."""
-        return AsyncEventStream(self.path, self._name, session, over=over)
+    def events(self, session: str | None = None, *, may_be_gone: bool = False) -> AsyncEventStream:
+        """What happens to one session, or to all the caller may see."""
+        return AsyncEventStream(self.path, self._name, session, may_be_gone=may_be_gone)
 
     def close(self) -> None:
         """Close what is open; the next call opens anew."""
@@ -215,12 +215,14 @@ class AsyncEventStream:
     """
 
     def __init__(
-        self, path: str, name: str, session: str | None = None, *, over: bool = False
+        self, path: str, name: str, session: str | None = None, *, may_be_gone: bool = False
     ) -> None:
+        """``may_be_gone``: a session that isn't there, or ``""``, is no error but the end."""
         self._path = path
         self._name = name
         self._session = session
-        self._over = over
+        self._may_be_gone = may_be_gone
+        self._over = may_be_gone and not session
         self._connection: AsyncConnection | None = None
 
     async def start(self) -> None:
@@ -234,6 +236,10 @@ class AsyncEventStream:
                 connection = await AsyncConnection.open(self._path, self._name)
                 monitor.parse((await connection.ask(monitor)).unwrap())
             self._connection = connection
+        except NotFound:
+            if not self._may_be_gone:
+                raise
+            self._over = True
         except HsockError:
             raise
         except OSError as error:

@@ -46,38 +46,29 @@ async def open_connection(
     errors are as in ``create_connection``.
     """
     target = names.target((name, service), family, srv)
-    race = Race(str(target), [], hsocket.stream_socket)
+    deadline = None if timeout is None else asyncio.get_running_loop().time() + timeout
+    race: Race[HSocket] = Race(str(target), [], hsocket.stream_socket)
+    sock = None
     try:
-        async with asyncio.timeout(timeout):
-            race.candidates(await _resolve(target))
+        async with asyncio.timeout_at(deadline):
+            race.candidates(await _resolve(target, timeout))
             sock = await _run(race)
-            return await _opened(sock, target, limit, ssl, server_hostname)
-    except TimeoutError as error:
-        if isinstance(error, HsockError):
-            raise
-        raise race.timed_out(timeout or 0.0) from error
+        session = await _attach(sock, "connect", target, deadline)
+        hostname = (server_hostname or name) if ssl else None
+        async with asyncio.timeout_at(deadline if ssl else None):
+            streams = await asyncio.open_connection(
+                sock=sock, limit=limit, ssl=ssl, server_hostname=hostname
+            )
+    except BaseException as error:
+        if sock is not None:
+            sock.close()
+        if isinstance(error, TimeoutError) and not isinstance(error, HsockError):
+            raise race.timed_out(timeout or 0.0) from error
+        raise
     finally:
         race.close()
-
-
-async def _opened(
-    sock: HSocket,
-    target: names.Target,
-    limit: int,
-    ssl: tls.SSLContext | bool | None,
-    server_hostname: str | None,
-) -> Streams:
-    try:
-        session = await _attach(sock, "connect", target)
-        secure: dict[str, Any] = {}
-        if ssl:
-            secure = {"ssl": ssl, "server_hostname": server_hostname or target.name}
-        reader, writer = await asyncio.open_connection(sock=sock, limit=limit, **secure)
-    except BaseException:
-        sock.close()
-        raise
-    _SESSIONS[writer] = session
-    return reader, writer
+    _SESSIONS[streams[1]] = session
+    return streams
 
 
 async def start_server(
@@ -97,7 +88,11 @@ async def start_server(
     """
 
     async def attach_first(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        _SESSIONS[writer] = await _attach(writer.get_extra_info("socket"), "accept")
+        try:
+            _SESSIONS[writer] = await _attach(writer.get_extra_info("socket"), "accept")
+        except BaseException:
+            writer.close()
+            raise
         result = connected(reader, writer)
         if inspect.isawaitable(result):
             await result
@@ -126,21 +121,32 @@ def session(of: Any) -> Session:
     return hsocket.attach_session(sock, "attach")
 
 
-async def _attach(sock: Any, role: wire.Role, target: names.Target | None = None) -> Session:
+async def _attach(
+    sock: Any,
+    role: wire.Role,
+    target: names.Target | None = None,
+    deadline: float | None = None,
+) -> Session:
     name, service = (target.name, target.service) if target else (None, None)
+    until = deadline and max(deadline, asyncio.get_running_loop().time() + hsocket.LEAST)
     try:
-        record = await aclient().attach(sock.fileno(), role, name, service)
+        async with asyncio.timeout_at(until):
+            record = await aclient().attach(sock.fileno(), role, name, service)
     except HsockError as error:
         record = plain_record(sock, role, name, f"plain TCP: {error}")
+    except TimeoutError:
+        record = plain_record(sock, role, name, "plain TCP: sessiond did not answer in time")
     return Session(default_client(), sock, record)
 
 
-async def _resolve(target: names.Target) -> list[Candidate]:
+async def _resolve(target: names.Target, limit: float | None) -> list[Candidate]:
     if (known := target.literal()) is not None:
         return known
     try:
-        return target.resolved(await aclient().call(target.call()))
-    except DaemonUnavailable:
+        # Half the time: a daemon that hangs must leave enough to do without it.
+        async with asyncio.timeout(limit and limit / 2):
+            return target.resolved(await aclient().call(target.call()))
+    except (DaemonUnavailable, TimeoutError):
         pass  # the system's resolver does instead, and the session will say that there's no daemon
     name, service, family, kind = target.question()
     try:

@@ -20,7 +20,7 @@ from libhsock.eyeballs import Candidate, Race
 from libhsock.sessions import Session, plain_record
 
 _UNSET: Any = object()
-_LEAST = 0.1
+LEAST = 0.1
 """Seconds that telling the daemon may take even where the caller's time is used up."""
 
 
@@ -201,8 +201,11 @@ def _take_over(plain: socket.socket) -> HSocket:
 def _resolve(target: names.Target, deadline: float | None) -> list[Candidate]:
     if (known := target.literal()) is not None:
         return known
+    left = _left(deadline)
     try:
-        resolution = default_client().call(target.call(), timeout=_left(deadline))
+        # Half the time: a daemon that hangs must leave enough to do without it.
+        half = None if left is None else left / 2
+        resolution = default_client().call(target.call(), timeout=half)
         return target.resolved(resolution)
     except DaemonUnavailable:
         pass  # the system's resolver does instead, and the session will say that there's no daemon
@@ -233,4 +236,4 @@ def _writable(race: Race[HSocket], seconds: float | None) -> list[HSocket]:
 
 
 def _left(deadline: float | None) -> float | None:
-    return None if deadline is None else max(_LEAST, deadline - time.monotonic())
+    return None if deadline is None else max(LEAST, deadline - time.monotonic())

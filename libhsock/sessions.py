@@ -151,19 +151,20 @@ class Session:
         """What happens to the session from now on, up to its ``closed``.
 
         The iterator raises TimeoutError when nothing happened for ``timeout`` seconds and goes on
-        at its next call. Nothing ever happens to a connection without session: it ends at once.
-        Raises DaemonUnavailable, NotFound.
+        at its next call. Nothing ever happens to a connection without session, or to one that has
+        ended: it ends at once. Raises DaemonUnavailable.
         """
-        if self._is_over():
-            return EventStream(None)
-        return self._client.events(self._record.session, timeout)
+        if not self._is_over():
+            try:
+                return self._client.events(self._record.session, timeout)
+            except NotFound as error:
+                self._unknown(error)
+        return EventStream(None)
 
     def aevents(self) -> AsyncEventStream:
         """``events`` for asyncio: ``async for``, from the first step on, or from the entry of
         ``async with``."""
-        if self._is_over():
-            return self._aclient().events(None, over=True)
-        return self._aclient().events(self._record.session)
+        return self._aclient().events(self._record.session, may_be_gone=True)
 
     def wait_mobile(self, timeout: float | None = None) -> bool:
         """Wait until both daemons have agreed on the session.

@@ -281,12 +281,15 @@ class FakeDaemon:
     def _resolve(self, call: wire.Resolve) -> wire.Resolution:
         family = {0: socket.AF_UNSPEC, 4: socket.AF_INET, 6: socket.AF_INET6}[call.family]
         found: list[tuple[str, int]] = []
+        tried: list[str] = []
         for host in self.names.get(call.name, [call.name]):
             try:
                 answers = socket.getaddrinfo(host, call.service, family, socket.SOCK_STREAM)
+                found += [(str(address[0]), int(address[1])) for *_, address in answers]
             except OSError as error:
-                raise NameNotResolved(f"{call.name}: {error.strerror}", [host]) from error
-            found += [(str(address[0]), int(address[1])) for *_, address in answers]
+                tried.append(f"{host}: {error.strerror}")
+        if not found:
+            raise NameNotResolved(f"{call.name} could not be resolved", tried)
         return wire.Resolution(tuple(found), "fake")
 
     def _attach(self, call: wire.Attach, fds: list[int]) -> Record:

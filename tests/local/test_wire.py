@@ -10,7 +10,7 @@ from typing import Any
 
 import msgpack
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from libhsock import errors, wire
@@ -29,6 +29,7 @@ CALLS = [
     wire.Network(),
     wire.GetStats(),
 ]
+calm = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])  # a busy machine
 VALUES = st.recursive(
     st.none() | st.booleans() | st.integers(-(2**63), 2**64 - 1) | st.floats() | st.text(),
     lambda inner: st.lists(inner) | st.dictionaries(st.text() | st.integers(0, 9), inner),
@@ -44,16 +45,19 @@ def test_a_request_comes_out_as_it_went_in(call: wire.Call[Any]) -> None:
     assert wire.parse(message) == call
 
 
+@calm
 @given(st.binary(max_size=300))
 def test_any_bytes_are_a_message_or_a_protocol_error(data: bytes) -> None:
     survive(data)
 
 
+@calm
 @given(VALUES)
 def test_any_value_is_a_message_or_a_protocol_error(value: Any) -> None:
     survive(msgpack.packb(value))
 
 
+@calm
 @given(st.sampled_from(CALLS), st.data())
 def test_any_damage_to_a_request_is_a_typed_error(call: wire.Call[Any], data: Any) -> None:
     packet = bytearray(wire.request(7, call))
@@ -70,12 +74,14 @@ def test_any_damage_to_a_request_is_a_typed_error(call: wire.Call[Any], data: An
     survive(bytes(packet))
 
 
-@given(st.sampled_from([*wire.CALLS]), st.dictionaries(st.text(), VALUES))
+@calm
+@given(st.sampled_from([*wire.CALLS]), st.dictionaries(st.text(), VALUES, max_size=3))
 def test_any_parameters_are_a_call_or_a_usage_error(method: str, params: dict[str, Any]) -> None:
     with contextlib.suppress(UsageError):
         assert wire.parse(wire.Request(1, method, params)).method == method
 
 
+@calm
 @given(VALUES)
 def test_any_result_is_a_record_or_a_protocol_error(value: Any) -> None:
     for shape in (wire.Record, wire.Event, wire.Page, wire.Resolution, wire.NetworkView):
