@@ -171,7 +171,7 @@ class Daemon:
     def _socket_destroyed(self, cookie: int) -> None:
         handle = self._registry.by_cookie.get(cookie)
         if handle is not None:
-            self._inbox.post(ev.Ended(handle, "the connection ended"))
+            self._inbox.post(ev.Ended(handle, ev.CONNECTION_ENDED))
 
     def _network_changed(self, before: Network, after: Network) -> None:
         """Act at once, or, with new addresses, as soon as their UDP sockets are there."""

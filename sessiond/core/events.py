@@ -30,6 +30,10 @@ class Attached:
     """128 random bits: the session's id unless the peer's Bind brings one."""
 
 
+CONNECTION_ENDED = "the connection ended"
+"""The reason of an ordinary end; peers tell it each other with Close."""
+
+
 @dataclass(frozen=True, slots=True)
 class Ended:
     """The kernel destroyed a session's socket, or its owner detached it."""

@@ -131,12 +131,13 @@ def repeat_bind(core: Core, session: Session, event: Any) -> None:
         stay_plain(core, session, f"no sessiond answered at {asked}")
 
 
-def stay_plain(core: Core, session: Session, reason: str) -> None:
+def stay_plain(core: Core, session: Session, reason: str, *, told: bool = True) -> None:
     session.state, session.reason = State.PLAIN, reason
     core.run(session, "release")
     core.table.unbind(session)
     core.table.set_deadline(session, None)
-    core.report(session, "failed", reason=reason)
+    if told:
+        core.report(session, "failed", reason=reason)
 
 
 def bind_refused(core: Core, session: Session, incoming: Incoming) -> None:
@@ -606,7 +607,10 @@ def peer_closed(core: Core, session: Session, incoming: Incoming) -> None:
     session.departed = session.shielded = False
     stop_waiting_for_peer(session)
     answer_ticket(core, session, "the peer ended the session")
-    stay_plain(core, session, f"the peer ended the session: {incoming.entry.reason}")
+    why: str = incoming.entry.reason
+    # An ordinary end: TCP's own is here or on its way, and there is nothing to complain of.
+    told = why != ev.CONNECTION_ENDED
+    stay_plain(core, session, f"the peer ended the session: {why}", told=told)
 
 
 Row = Callable[["Core", Session, Any], None]
