@@ -3,13 +3,13 @@
 ``bind(addr, port)`` locks both for the socket's life (SOCK_BINDADDR_LOCK, SOCK_BINDPORT_LOCK): they
 survive ``connect(AF_UNSPEC)``, and a second bind fails. So nothing is bound that need not be:
 
-- the address is left to the route where the route gives just this one, if need be steered to the
-  interface that has it by SO_BINDTODEVICE; else it is bound without a port
-  (IP_BIND_ADDRESS_NO_PORT), which can be done anew each time;
+- the address is left to the route where the route gives just this one; else it is bound without a
+  port (IP_BIND_ADDRESS_NO_PORT), which can be done anew each time;
 - an ephemeral port is taken by the connect itself, IP_LOCAL_PORT_RANGE being [p, p] (Linux 6.3,
   inet_sk_get_local_port_range()), beside every other connection from that port;
 - that does not do for a port that somebody has bound, which is a server's, and for one that is not
-  ephemeral: those are locked, on the wildcard address, so that the address can still change.
+  ephemeral: those are locked, on the wildcard address, so that the address can still change, by
+  the route again, which is steered where it gives another one (steering.py).
 """
 
 from __future__ import annotations
@@ -26,10 +26,12 @@ from pathlib import Path
 from sessiond.core.tuples import Endpoint, FourTuple
 from sessiond.rebind import filters
 from sessiond.rebind import linux as lx
+from sessiond.rebind.steering import Steering, marked
 
 _RANGE = struct.Struct("=HH")  # one 32-bit number, its high half the upper bound
 _ANY = ("0.0.0.0", "::")
 _PORT_RANGE = Path("/proc/sys/net/ipv4/ip_local_port_range")
+_ONESELF = ("127.0.0.1", 9)
 _NOWHERE = ("::ffff:255.255.255.255", 9)
 
 
@@ -46,8 +48,6 @@ class _Source(Enum):
 
     ROUTED = auto()
     """It is the one that the route to the peer gives."""
-    STEERED = auto()
-    """It is the one that the route on its own interface gives."""
     BOUND = auto()
 
 
@@ -62,13 +62,20 @@ class Ports:
         self._interface_of = interface_of
         self._ephemeral = range(0)
         self._sources: dict[tuple[str, str], _Source | Unbindable] = {}
-        self.refresh()
+        self._sharable: dict[int, bool] = {}
+        self._steering = Steering()
 
-    def refresh(self) -> None:
-        """Forget what may have changed since the last batch."""
+    @contextmanager
+    def batch(self) -> Iterator[None]:
+        """The time for which what was learnt of the network holds."""
         low, high = map(int, _PORT_RANGE.read_text().split())
         self._ephemeral = range(low, high + 1)
-        self._sources.clear()
+        try:
+            yield
+        finally:
+            self._sources.clear()
+            self._sharable.clear()
+            self._steering.close()
 
     def require_path(self, target: FourTuple) -> None:
         """Find out what can be found out before a socket is touched.
@@ -100,10 +107,9 @@ class Ports:
                 raise
             source, here = _Source.BOUND, False
         with contextlib.nullcontext() if here else _transparent(sock):
-            address = target.local.address if source is _Source.BOUND else _any(sock)
-            if not _bind_address(sock, address):
+            if not _bind_address(sock, _any(sock)):
                 self._connect_locked(sock, target, source)
-            elif target.local.port in self._ephemeral:
+            elif target.local.port in self._ephemeral and self._is_sharable(target, source):
                 self._connect_ephemeral(sock, target, source, old)
             else:
                 self._connect_fixed(sock, target, source)
@@ -145,13 +151,30 @@ class Ports:
         """Beside other connections from that port, locking nothing."""
         try:
             with _within(sock, target.local.port):
-                self._connect(sock, target, source)
+                if source is _Source.BOUND:
+                    _bind_address(sock, target.local.address)
+                self._connect(sock, target)
         except OSError as error:
             if error.errno != errno.EADDRNOTAVAIL:
                 raise
             if old is not None and target.local.port != old.local.port:
                 self._require_free(target)
             self._connect_fixed(sock, target, source)
+
+    def _is_sharable(self, target: FourTuple, source: _Source) -> bool:
+        """Whether nobody has bound the port. Asked only where the address would be bound next,
+        which locks it too: where the route gives it, the connect itself finds out."""
+        port = target.local.port
+        if source is _Source.ROUTED:
+            return True
+        known = self._sharable.get(port)
+        if known is None:
+            with socket.socket(socket.AF_INET) as helper:
+                helper.setsockopt(lx.IPPROTO_TCP, lx.TCP_REPAIR, lx.REPAIR_ON)
+                with _within(helper, port):
+                    known = not helper.connect_ex(_ONESELF)
+            self._sharable[port] = known
+        return known
 
     def _require_free(self, target: FourTuple) -> None:
         """A locked port can't be given up again, so be sure that it is of use."""
@@ -162,11 +185,12 @@ class Ports:
 
     def _connect_fixed(self, sock: socket.socket, target: FourTuple, source: _Source) -> None:
         """On a port that is the socket's from now on."""
-        local = target.local
-        if source is not _Source.BOUND:
-            local = Endpoint(_any(sock), local.port)
-        sock.bind(lx.sockaddr(sock.family, local))
-        self._connect(sock, target, source)
+        if source is _Source.ROUTED or self._steer(target):
+            sock.bind((_any(sock), target.local.port))
+            self._connect_wildcard(sock, target, source)
+        else:
+            sock.bind(lx.sockaddr(sock.family, target.local))
+            self._connect(sock, target)
 
     def _connect_locked(self, sock: socket.socket, target: FourTuple, source: _Source) -> None:
         """A locked port stays; the address can change where it is not locked too."""
@@ -174,19 +198,33 @@ class Ports:
         why = None
         if bound.port != local.port:
             why = f"its port {bound.port} was bound explicitly and can't become {local.port}"
-        elif bound.address not in (local.address, *_ANY):
+        elif bound.address == local.address:
+            self._connect(sock, target)
+        elif bound.address not in _ANY:
             why = f"it was bound to {bound} explicitly and can't leave it"
-        elif bound.address != local.address and source is _Source.BOUND:
+        elif source is _Source.ROUTED or self._steer(target):
+            self._connect_wildcard(sock, target, source)
+        else:
             why = f"no route to {target.remote.address} gives its bound port {local} as the source"
         if why is not None:
             raise Unbindable(errno.EINVAL, why)
-        self._connect(sock, target, source)
 
-    def _connect(self, sock: socket.socket, target: FourTuple, source: _Source) -> None:
-        steered = source is _Source.STEERED
-        interface = self._interface_of(target.local.address) if steered else None
-        with _steered(sock, interface):
-            sock.connect(lx.sockaddr(sock.family, target.remote))
+    def _connect_wildcard(self, sock: socket.socket, target: FourTuple, source: _Source) -> None:
+        with contextlib.nullcontext() if source is _Source.ROUTED else marked(sock):
+            self._connect(sock, target)
+
+    @staticmethod
+    def _connect(sock: socket.socket, target: FourTuple) -> None:
+        sock.connect(lx.sockaddr(sock.family, target.remote))
+
+    def _steer(self, target: FourTuple) -> bool:
+        """Have marked sockets get the source address from the route; False: it can't be done."""
+        local, remote = target.local.address, target.remote.address
+        try:
+            self._steering.prefer(local, remote, self._interface_of(local))
+        except OSError:
+            return False
+        return True
 
     def _source(self, target: FourTuple) -> _Source:
         key = target.local.address, target.remote.address
@@ -197,12 +235,10 @@ class Ports:
             raise known
         return known
 
-    def _find_source(self, target: FourTuple) -> _Source | Unbindable:
-        interface = self._interface_of(target.local.address)
-        if _gives(target, None):
+    @staticmethod
+    def _find_source(target: FourTuple) -> _Source | Unbindable:
+        if _gives(target):
             return _Source.ROUTED
-        if interface is not None and _gives(target, interface):
-            return _Source.STEERED
         local, remote = target.local.address, target.remote.address
         with _probe(target) as probe:
             try:
@@ -222,12 +258,11 @@ def _probe(target: FourTuple) -> socket.socket:
     return socket.socket(family, socket.SOCK_DGRAM)
 
 
-def _gives(target: FourTuple, interface: str | None) -> bool:
+def _gives(target: FourTuple) -> bool:
     """Whether the route gives just this address as the source."""
     with _probe(target) as probe:
         try:
-            with _steered(probe, interface):
-                probe.connect((target.remote.address, 9))
+            probe.connect((target.remote.address, 9))
         except OSError:
             return False
         return bool(probe.getsockname()[0] == target.local.address)
@@ -276,18 +311,6 @@ def _bind_address(sock: socket.socket, address: str) -> bool:
 
 def _any(sock: socket.socket) -> str:
     return _ANY[sock.family == socket.AF_INET6]
-
-
-@contextmanager
-def _steered(sock: socket.socket, interface: str | None) -> Iterator[None]:
-    if interface is None or sock.getsockopt(lx.SOL_SOCKET, socket.SO_BINDTODEVICE, 16).strip(b"\0"):
-        yield
-        return
-    sock.setsockopt(lx.SOL_SOCKET, socket.SO_BINDTODEVICE, interface.encode() + b"\0")
-    try:
-        yield
-    finally:
-        sock.setsockopt(lx.SOL_SOCKET, socket.SO_BINDTODEVICE, b"\0")
 
 
 def _choose_version(sock: socket.socket, version: int, old: FourTuple | None) -> None:

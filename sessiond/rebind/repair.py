@@ -417,8 +417,7 @@ class Repair:
         else:
             outcomes = [self._guarded(connection, at_once) for connection in batch]
         rest = [c for c, outcome in zip(batch, outcomes, strict=True) if outcome is _Later.LATER]
-        with _still(rest) as running:
-            self._ports.refresh()
+        with self._ports.batch(), _still(rest) as running:
             done = iter([self._guarded(connection, one, running) for connection in rest])
         return [next(done) if outcome is _Later.LATER else outcome for outcome in outcomes]
 

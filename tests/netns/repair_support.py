@@ -14,9 +14,10 @@ import os
 import random
 import socket
 import subprocess
+import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
@@ -57,7 +58,7 @@ class Host:
             self.fd = os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
             command("ip link set lo up")
             _checked(_libc.setns(before.fileno(), CLONE_NEWNET))
-        self.engine = Repair(self._interface_of)
+        self.engine = Repair()
 
     @contextmanager
     def entered(self) -> Iterator[None]:
@@ -106,9 +107,6 @@ class Host:
     def close(self) -> None:
         os.close(self.fd)
 
-    def _interface_of(self, address: str) -> str | None:
-        return "veth" if address.startswith(("10.9.", "fd00::")) else None
-
 
 class Net:
     """The two hosts and the link."""
@@ -117,11 +115,12 @@ class Net:
         self.left, self.right = Host(), Host()
         theirs = f"/proc/{os.getpid()}/fd/{self.right.fd}"
         self.left.run(f"ip link add veth type veth peer name veth netns {theirs}")
-        for host, numbers in ((self.left, (1, 3, 5, 7)), (self.right, (2, 4, 6, 8))):
+        for host, numbers in ((self.left, (7, 5, 3, 1)), (self.right, (8, 6, 4, 2))):
             host.run("ip link set veth up")
             for number in numbers:
-                host.run(f"ip addr add 10.9.0.{number}/24 dev veth")
                 host.run(f"ip addr add fd00::{number}/64 dev veth nodad")
+            for number in reversed(numbers):
+                host.run(f"ip addr add 10.9.0.{number}/24 dev veth")
         self.undo = ExitStack()
 
     def pair(
@@ -160,16 +159,69 @@ def addresses(version: int, number: int) -> str:
     return f"10.9.0.{number}" if version == 4 else f"fd00::{number}"
 
 
-class Ends:
-    """One connection with both its ends, moved as two daemons would."""
+class App:
+    """An application of ``repair_apps`` in a process of its own, with a socket of ours."""
 
-    def __init__(self, net: Net, client: socket.socket, server: socket.socket) -> None:
+    def __init__(self, sock: socket.socket, what: str, *more: str) -> None:
+        self.fd = sock.fileno()
+        program = [sys.executable, str(Path(__file__).with_name("repair_apps.py"))]
+        self.process = subprocess.Popen(
+            [*program, what, str(self.fd), *more],
+            pass_fds=[self.fd],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        assert self.line() == "ready"
+
+    def line(self) -> str:
+        assert self.process.stdout is not None
+        return self.process.stdout.readline().rstrip("\n")
+
+    def stop(self) -> None:
+        """Ask it to end."""
+        assert self.process.stdin is not None
+        self.process.stdin.close()
+
+    def result(self) -> str:
+        """Its last line."""
+        line = self.line()
+        assert self.process.wait(30) == 0
+        return line
+
+    def __enter__(self) -> App:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.process.kill()
+        self.process.wait()
+        for stream in (self.process.stdin, self.process.stdout):
+            assert stream is not None
+            stream.close()
+
+
+class Ends:
+    """One connection with both its ends, moved as two daemons would.
+
+    Args:
+        apps: the processes that have the sockets, by side; else they are this one's.
+    """
+
+    def __init__(
+        self,
+        net: Net,
+        client: socket.socket,
+        server: socket.socket,
+        apps: Mapping[str, App] | None = None,
+    ) -> None:
         self.net = net
         self.socks = {"left": client, "right": server}
         self.hosts = {"left": net.left, "right": net.right}
-        self.connections = {
-            side: self.hosts[side].attach(sock) for side, sock in self.socks.items()
-        }
+        self.connections: dict[str, Connection] = {}
+        for side, sock in self.socks.items():
+            app = (apps or {}).get(side)
+            pid, fd = (None, -1) if app is None else (app.process.pid, app.fd)
+            self.connections[side] = self.hosts[side].attach(sock, pid, fd)
 
     def counters(self) -> dict[tuple[str, str], int]:
         """What a clean handover leaves as it was."""
@@ -226,9 +278,13 @@ class Ends:
         assert self.do(side, "settle") is None
 
     def move(self, side: str, target: FourTuple) -> tuple[Departed, Followed, Arrived]:
-        """A whole handover, clean path, seen from the mover."""
+        """A whole handover by request, the old path works; seen from the mover."""
+        assert self.do(OTHER[side], "shield") is None
+        return self.finish(side, self.depart(side, target))
+
+    def finish(self, side: str, departed: Departed) -> tuple[Departed, Followed, Arrived]:
+        """What comes after ``depart``."""
         other = OTHER[side]
-        departed = self.depart(side, target)
         followed = self.follow(other, departed)
         arrived = self.arrive(side, followed)
         self.settle(other)
@@ -238,6 +294,8 @@ class Ends:
 
 
 OTHER = {"left": "right", "right": "left"}
+NUMBERS = {"left": (1, 3, 5, 7), "right": (2, 4, 6, 8)}
+"""Of the addresses of each host."""
 
 
 def target(
