@@ -193,6 +193,7 @@ def establish(
     session.peer_handle = peer_handle
     session.peer_versions = frozenset(versions)
     session.reason = None
+    core.table.set_deadline(session, None)
     core.run(session, "enroll")
     rest(core, session)
     core.report(session, "bound")
