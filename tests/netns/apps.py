@@ -101,7 +101,7 @@ def connect(talk: Talk, name: str, family: Family = 0) -> HSocket:
 
 
 def _introduce(talk: Talk, session: libhsock.Session) -> None:
-    session.wait_mobile(10)
+    session.wait_mobile(20)
     talk.tell((session.id, session.reason))
 
 

@@ -68,7 +68,7 @@ class Conversation:
     def __init__(self, worker: Worker) -> None:
         self.worker = worker
         self.session: str | None
-        self.session, self.reason = worker.hear()
+        self.session, self.reason = worker.hear(30)
 
     def end(self) -> apps.Traffic:
         """Stop it. Raises AssertionError if a byte was lost, WorkerError what it raised."""
