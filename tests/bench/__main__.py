@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from tests.bench import gap, report
+from tests.bench import batch, gap, report
 from tests.support.lab import missing
 
 
@@ -19,6 +19,7 @@ from tests.support.lab import missing
 @click.option("--rtt", "round_trips", multiple=True, type=float, help="Added, ms.  [0, 20, 100]")
 @click.option("--only", multiple=True, type=click.Choice(gap.CONTENDERS), help="These contenders.")
 @click.option("--stream", "kinds", multiple=True, type=click.Choice(["ticks", "bulk"]))
+@click.option("--sessions", default=10_000, show_default=True, help="Of the batch.")
 @click.option("--json", "file", type=click.Path(path_type=Path), help="Write all numbers there.")
 def main(
     what: str,
@@ -26,6 +27,7 @@ def main(
     round_trips: tuple[float, ...],
     only: tuple[str, ...],
     kinds: tuple[str, ...],
+    sessions: int,
     file: Path | None,
 ) -> None:
     """Measure the gaps of a handover beside its alternatives."""
@@ -39,6 +41,10 @@ def main(
         )
         print(*report.gap_tables(results), sep="\n")
         found["gap"] = [result.to_map() for result in results]
+    if what in ("batch", "all"):
+        moved = batch.measure(sessions)
+        print(*report.batch_table(moved), sep="\n")
+        found["batch"] = moved.to_map()
     if file:
         file.write_text(json.dumps(found, indent=1))
 
