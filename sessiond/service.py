@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
-from libhsock.errors import NameNotResolved, NotFound, Refused
+from libhsock.errors import NameNotResolved, NotFound, Refused, UsageError
 from sessiond.config import Limits
 from sessiond.core import events as ev
 from sessiond.core.machine import Core
@@ -21,6 +21,7 @@ from sessiond.rebind.engine import Engine
 from sessiond.rebind.process import Process
 from sessiond.registry import Deliver, Owner, Registry, Subscription
 
+SO_NETNS_COOKIE = 71
 REBIND_TIMEOUT = 30.0
 """Seconds until a rebind by request is answered at the latest: every path was tried by then."""
 
@@ -53,6 +54,8 @@ class Service:
         self._dispatch = dispatch
         self._watch = watch
         self._statistics = statistics
+        with socket.socket() as own:
+            self._namespace = own.getsockopt(socket.SOL_SOCKET, SO_NETNS_COOKIE, 8)
 
     async def resolve(self, name: str, service: str, version: int, srv: bool) -> Resolution:
         """Look an endpoint up.
@@ -77,8 +80,12 @@ class Service:
         """Make a session of a caller's connection.
 
         Raises:
+            UsageError: it is no connected TCP socket of this network namespace.
             Refused: a limit is reached, or the descriptor is not the caller's ``fd``.
         """
+        _check_connected(sock)
+        if sock.getsockopt(socket.SOL_SOCKET, SO_NETNS_COOKIE, 8) != self._namespace:
+            raise UsageError("the socket is in another network namespace: ask the sessiond there")
         try:
             process = Process.of(caller.pid)
         except OSError as error:
@@ -223,3 +230,15 @@ class Service:
             handle = secrets.randbits(32)
             if handle not in self._registry.owners:
                 return handle
+
+
+def _check_connected(sock: socket.socket) -> None:
+    """Of others the kernel would never tell the end, and nothing could be moved."""
+    if sock.family not in (socket.AF_INET, socket.AF_INET6) or sock.proto != socket.IPPROTO_TCP:
+        raise UsageError("the descriptor is no TCP socket: only those have sessions")
+    if sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
+        raise UsageError("a listening socket has no session: attach what it accepts")
+    try:
+        sock.getpeername()
+    except OSError as error:
+        raise UsageError(f"the TCP socket has no peer: {error.strerror}") from None
