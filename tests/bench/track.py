@@ -54,7 +54,8 @@ class Track:
         self._fill_windows()
         steady.allow_mptcp(self.net.client, self.net.server)
         with self.net.client.entered():
-            self._scissors = Scissors("wifi", self.net.client.address("wifi"), 24)
+            address = self.net.client.address("wifi")
+            self._scissors = lab.enter(closing(Scissors("wifi", address, 24)))
         self.daemons: tuple[str, str] | None = None
         if "sessiond" in contenders:
             ends = [lab.enter(Sessiond(host)) for host in (self.net.client, self.net.server)]

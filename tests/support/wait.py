@@ -11,13 +11,13 @@ T = TypeVar("T")
 _PAUSE = 0.002
 
 
-def until(condition: Callable[[], T], what: str, timeout: float = 10) -> T:
+def until(condition: Callable[[], T], what: str, timeout: float = 10, pause: float = _PAUSE) -> T:
     """Ask again and again until the answer is true, and return it.
 
     Args:
-        condition: asked every 2 ms.
+        condition: asked again after every pause.
         what: is awaited, for the error.
-        timeout: seconds.
+        timeout, pause: seconds.
 
     Raises:
         TimeoutError: it did not become true.
@@ -26,5 +26,5 @@ def until(condition: Callable[[], T], what: str, timeout: float = 10) -> T:
     while not (answer := condition()):
         if time.monotonic() > deadline:
             raise TimeoutError(f"waited {timeout} s in vain: {what}")
-        time.sleep(_PAUSE)
+        time.sleep(pause)
     return answer
