@@ -215,6 +215,12 @@ class _Stragglers:
         self._tids |= tids
         self._let_go()
 
+    def reclaim(self, tid: int) -> bool:
+        """Whether a thread is one of these; it is not any more, and about to stop."""
+        ours = tid in self._tids
+        self._tids.discard(tid)
+        return ours
+
     def _on_sigchld(self, number: int, frame: object) -> None:
         self._let_go()
         if callable(self._before):
@@ -243,6 +249,8 @@ def _threads(pid: int) -> list[int]:
 
 def _seize(pid: int, tid: int) -> bool:
     """False if the thread has just ended."""
+    if _stragglers.reclaim(tid):
+        return True
     if _ptrace(_PTRACE_SEIZE, tid, None, None) == 0:
         return bool(_ptrace(_PTRACE_INTERRUPT, tid, None, None) == 0)
     error = ctypes.get_errno()
