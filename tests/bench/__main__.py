@@ -36,11 +36,12 @@ def main(
     found: dict[str, Any] = {}
     if what in ("gap", "all"):
         streams = [one for one in gap.STREAMS if not kinds or one[0] in kinds]
-        results = gap.measure(
+        found["gap"] = []
+        for results in gap.measure(
             runs, round_trips or gap.ROUND_TRIPS_MS, only or gap.CONTENDERS, streams
-        )
-        print(*report.gap_tables(results), sep="\n")
-        found["gap"] = [result.to_map() for result in results]
+        ):
+            print(*report.gap_table(results), sep="\n", flush=True)
+            found["gap"] += [result.to_map() for result in results]
     if what in ("batch", "all"):
         moved = batch.measure(sessions)
         print(*report.batch_table(moved), sep="\n")

@@ -9,7 +9,7 @@ alternate within each round of runs, so that what else this machine does meets a
 from __future__ import annotations
 
 import statistics
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -60,23 +60,22 @@ def measure(
     round_trips_ms: Sequence[float] = ROUND_TRIPS_MS,
     contenders: Sequence[str] = CONTENDERS,
     streams: Sequence[tuple[str, bool]] = STREAMS,
-) -> list[Result]:
-    """All cases at all round trips; the loss of the address first, then sessiond's move by request.
+) -> Iterator[list[Result]]:
+    """All cases at all round trips, the results of one after another: of the loss of the address,
+    and, where sessiond contends, of its move by request.
 
     Args:
         runs: of each contender in each case.
         round_trips_ms: added by the element.
     """
-    results: list[Result] = []
     for rtt_ms in round_trips_ms:
         with Lab() as lab:
             track = Track(lab, rtt_ms, contenders)
             for kind, download in streams:
                 loss = Case(rtt_ms, kind, download, "loss")
-                results += _alternate(track, loss, contenders, runs)
+                yield _alternate(track, loss, contenders, runs)
                 if "sessiond" in contenders:
-                    results += _alternate(track, loss._replace(move="request"), ["sessiond"], runs)
-    return results
+                    yield _alternate(track, loss._replace(move="request"), ["sessiond"], runs)
 
 
 def _alternate(track: Track, case: Case, contenders: Sequence[str], runs: int) -> list[Result]:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from itertools import groupby
+from collections.abc import Iterator, Sequence
 
 from tests.bench.batch import Batch
 from tests.bench.gap import Result
@@ -11,17 +10,16 @@ from tests.bench.gap import Result
 _REFERENCE = "sessiond"
 
 
-def gap_tables(results: Iterable[Result]) -> Iterator[str]:
-    """Lines: one table for each case, the contenders with their medians and ratios to sessiond."""
-    for case, group in groupby(results, key=lambda result: result.case):
-        found = list(group)
-        reference = next((one.median_ms for one in found if one.contender == _REFERENCE), None)
-        direction = "download" if case.download else "upload"
-        yield f"{case.kind} {direction}, {_MOVES[case.move]}, round trip + {case.rtt_ms:g} ms"
-        yield f"  {'':14} {'median':>8} {'least':>8} {'most':>8}  ms  {'ratio':>6}  runs"
-        for result in found:
-            yield "  " + _row(result, reference)
-        yield ""
+def gap_table(results: Sequence[Result]) -> Iterator[str]:
+    """Lines: the contenders in one case, with their medians and ratios to sessiond."""
+    case = results[0].case
+    reference = next((one.median_ms for one in results if one.contender == _REFERENCE), None)
+    direction = "download" if case.download else "upload"
+    yield f"{case.kind} {direction}, {_MOVES[case.move]}, round trip + {case.rtt_ms:g} ms"
+    yield f"  {'':14} {'median':>8} {'least':>8} {'most':>8}  ms  {'ratio':>6}  runs"
+    for result in results:
+        yield "  " + _row(result, reference)
+    yield ""
 
 
 _MOVES = {"loss": "the address is lost", "request": "moved by request (make before break)"}
