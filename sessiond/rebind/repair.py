@@ -73,6 +73,8 @@ class Notes:
     holder: socket.socket | None = None
     """On the tuple it left, the tombstone; in case 2 on its target, which nobody may take."""
     held: FourTuple | None = None
+    followed: tuple[FourTuple, int, Followed] | None = None
+    """The last ``follow``: where to, R_a, and what it gave, should it be asked for again."""
 
     def attach(self, sock: socket.socket, guard: Guard) -> None:
         """Put the socket behind a filter."""
@@ -237,7 +239,8 @@ class Repair:
         any_port = target.local.port == 0
         if any_port:
             target = target._replace(local=target.local._replace(port=state.tuple.local.port))
-        if state.transmitted:
+        if state.transmitted or target == state.tuple:
+            # On the same tuple the peer reaches it at once: only locked is what it received final.
             tcp_state.resume(sock, state.reuse)
             target = self._reserve(notes, state, target, any_port)
             notes.guard, notes.target = Guard.LOCK, target
@@ -259,7 +262,7 @@ class Repair:
             filters.lock(sock)
             state = tcp_state.dump(sock)
             trimmed = state.trimmed(rcv_nxt)
-            resent = trimmed.transmitted
+            resent = max(0, len(trimmed.send_queue) - state.unsent)
             self._move(sock, notes, state, trimmed.toward(notes.target, window), Guard.OWN)
         _end(sock, connection)
         return Arrived(resent)
@@ -273,14 +276,18 @@ class Repair:
         window: int,
         hold: bool,
     ) -> Followed:
+        if notes.followed is not None and notes.followed[:2] == (target, rcv_nxt):
+            return notes.followed[2]  # a Moved was lost; the mover may have received more since
         self._ports.require_path(target)
         filters.lock(sock)
         state = tcp_state.dump(sock)
         trimmed = state.trimmed(rcv_nxt)
         new = trimmed.toward(target, 0 if hold else window)
         self._move(sock, notes, state, new, Guard.SHIELD)
-        notes.peer_window = window
-        return Followed(state.rcv_nxt, state.receive_window, trimmed.transmitted)
+        resent = max(0, len(trimmed.send_queue) - state.unsent)
+        followed = Followed(state.rcv_nxt, state.receive_window, resent)
+        notes.peer_window, notes.followed = window, (target, rcv_nxt, followed)
+        return followed
 
     def _retreat(self, sock: socket.socket, connection: Connection) -> None:
         notes: Notes = connection.notes
@@ -330,7 +337,7 @@ class Repair:
         except BaseException as error:
             self._put_back(sock, notes, old, new, live, error)
             raise
-        notes.guard, notes.moved, notes.target = guard, True, None
+        notes.guard, notes.moved, notes.target, notes.followed = guard, True, None, None
 
     def _put_back(
         self,

@@ -8,10 +8,12 @@ Nothing here depends on who owns the socket, so that a graft and a takeover can 
 Throughout, the socket is locked (filters.py) and nobody else uses it (process.py): a segment that
 arrives makes what was read stale, and repair mode makes the application's recv() fail.
 
-What the peer has not acknowledged is never put back as transmitted: it would wait for a
-retransmission timer that starts again at 1 s (handover.md section 2). It is written as new data
-behind a closed window, and ``let_out`` opens that when the lock is off, so that no acknowledgement
-is dropped. What the peer has already it takes for a duplicate.
+Bytes that are on their way can be put back in two ways. As transmitted, they wait for a
+retransmission timer that starts again at 1 s. As new, they leave at once, behind a closed window
+that ``let_out`` opens when the lock is off, so that no acknowledgement is dropped. New they may be
+only where the peer has said, and will not change, how far it has received (``trimmed``): of an
+acknowledgement beyond snd_nxt TCP takes no notice (tcp_ack()), so a connection that takes back more
+than the peer has not got stands still for ever.
 """
 
 from __future__ import annotations
@@ -77,19 +79,23 @@ class TcpState:
         return (self.snd_nxt - self.snd_una) & 0xFFFFFFFF
 
     @property
+    def unsent(self) -> int:
+        """Bytes at the end of the send queue that were never transmitted."""
+        return len(self.send_queue) - self.transmitted
+
+    @property
     def receive_window(self) -> int:
         """Bytes the peer may send beyond rcv_nxt (tcp_receive_window() in net/tcp.h)."""
         left = (self.window.rcv_wup + self.window.rcv_wnd - self.rcv_nxt) & 0xFFFFFFFF
         return left if left < 2**31 else 0
 
     def trimmed(self, peer_rcv_nxt: int) -> TcpState:
-        """Without what the peer has received.
-
-        That may go beyond ``snd_nxt``: what was put back after a refused move counts as not
-        transmitted, though the peer has it.
+        """Without what the peer has received, the rest as if never transmitted.
 
         Args:
-            peer_rcv_nxt: the next byte the peer expects. What TCP itself acknowledged counts too.
+            peer_rcv_nxt: the next byte the peer expects, final. If it is older than what TCP itself
+                has acknowledged, nothing is known of the rest, and nothing changes. It may be
+                beyond ``snd_nxt``, where that was taken back for a move that did not come about.
 
         Raises:
             ValueError: it names bytes that were never written.
@@ -101,12 +107,7 @@ class TcpState:
             beyond = ahead - len(self.send_queue)
             raise ValueError(f"the peer claims {beyond} bytes never sent to it")
         snd_una = (self.snd_una + ahead) & 0xFFFFFFFF
-        return replace(
-            self,
-            snd_una=snd_una,
-            snd_nxt=snd_una if ahead > self.transmitted else self.snd_nxt,
-            send_queue=self.send_queue[ahead:],
-        )
+        return replace(self, snd_una=snd_una, snd_nxt=snd_una, send_queue=self.send_queue[ahead:])
 
     def toward(self, new: FourTuple, snd_wnd: int) -> TcpState:
         """The same connection between other endpoints.
@@ -246,17 +247,33 @@ def install(
     sock.setsockopt(lx.IPPROTO_TCP, lx.TCP_REPAIR_OPTIONS, _options(state))
     if state.options & lx.TCPI_OPT_TIMESTAMPS:
         lx.set_u32(sock, lx.TCP_TIMESTAMP, state.timestamp)
-    if state.receive_queue and buffers is not None:
+    if state.receive_queue:
         _refill_receive_queue(sock, state.receive_queue)
-    window = state.window._replace(snd_wnd=0) if state.send_queue else state.window
-    lx.set_window(sock, window)
+    transmitted = state.transmitted
+    if transmitted:
+        sock.setsockopt(lx.IPPROTO_TCP, lx.TCP_REPAIR_QUEUE, lx.SEND_QUEUE)
+        _refill_send_queue(sock, state.send_queue[:transmitted])
+    lx.set_window(sock, _settable(state))
     resume(sock, state.reuse)
-    if state.send_queue:
-        _refill_send_queue(sock, state.send_queue)
+    if len(state.send_queue) > transmitted:
+        _refill_send_queue(sock, state.send_queue[transmitted:])
     if buffers is not None:
         buffers.put_back(sock)
     if state.peek_offset >= 0:
         sock.setsockopt(lx.SOL_SOCKET, lx.SO_PEEK_OFF, state.peek_offset)
+
+
+def _settable(state: TcpState) -> lx.Window:
+    """The windows to install.
+
+    What came last may have come out of order, beyond rcv_nxt, and is not put back. Its number must
+    not stay as that of the last window update: it would keep the peer's next segments from opening
+    the window, and where our own has shrunk since the kernel refuses it (tcp_repair_set_window()).
+    """
+    window = state.window
+    if 0 < (window.snd_wl1 - state.rcv_nxt) & 0xFFFFFFFF < 2**31:
+        window = window._replace(snd_wl1=state.rcv_nxt)
+    return window._replace(snd_wnd=0) if state.send_queue else window
 
 
 def let_out(sock: socket.socket, state: TcpState) -> None:

@@ -337,4 +337,7 @@ def test_thirty_moves_under_bulk_traffic_in_both_directions(net: Net, version: i
         right_wrote, right_read, *right_blocks = right.result().split()
     assert (left_wrote, left_read) == (right_read, right_wrote)
     assert left_blocks == right_blocks[::-1]
-    assert after == before
+    timeouts = [
+        key for key in after if key[1] == "TcpExt.TCPTimeouts" and after[key] != before[key]
+    ]
+    assert not timeouts
