@@ -326,6 +326,9 @@ class EventStream:
     ) -> None:
         self.close()
 
+    def __del__(self) -> None:
+        self.close()  # a loop left by ``break`` is no leak
+
 
 def unavailable(path: str, error: OSError) -> DaemonUnavailable:
     """What an error of the local socket means, in words."""

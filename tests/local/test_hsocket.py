@@ -18,6 +18,7 @@ import pytest
 
 import libhsock
 from libhsock import eyeballs, names, wire
+from libhsock.client import TIMEOUT
 from libhsock.errors import (
     ConnectTimedOut,
     CouldNotConnect,
@@ -28,7 +29,7 @@ from libhsock.errors import (
 )
 from libhsock.hsocket import HSocket
 from libhsock.testing import FakeDaemon
-from tests.local.support import descriptors, in_child
+from tests.local.support import descriptors, eventually, in_child
 
 CLONE_NEWNET = 0x40000000
 
@@ -297,7 +298,7 @@ def test_nothing_leaks(fake: FakeDaemon, server: HSocket) -> None:
     before = descriptors().keys()
     for _ in range(20):
         once()
-    assert descriptors().keys() == before
+    eventually(lambda: descriptors().keys() == before)
 
 
 # --- without a daemon, or with one that doesn't help --------------------------------------------
@@ -363,9 +364,9 @@ def test_with_a_daemon_killed_between_calls(fake: FakeDaemon, server: HSocket) -
 def test_with_a_hanging_daemon_a_timeout_holds(fake: FakeDaemon, server: HSocket) -> None:
     fake.silence("resolve", "attach")
     began = time.monotonic()
-    with libhsock.create_connection(("localhost", port_of(server)), timeout=0.2) as sock:
+    with libhsock.create_connection(("localhost", port_of(server)), timeout=1) as sock:
         assert "did not answer" in str(sock.session.record.reason)
-    assert time.monotonic() - began < 2
+    assert time.monotonic() - began < TIMEOUT
 
 
 def test_a_peer_that_is_not_mobile(fake: FakeDaemon, server: HSocket) -> None:
@@ -492,13 +493,14 @@ def test_a_silent_address_holds_up_by_a_quarter_second(fake: FakeDaemon) -> None
             one.close()
 
 
-def test_a_refusing_address_holds_up_by_nothing(fake: FakeDaemon) -> None:
+def test_a_refusing_address_holds_up_by_nothing(
+    fake: FakeDaemon, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(eyeballs, "DELAY", 3600)
     with socket.create_server(("127.0.0.1", 0)) as answering:
         port = port_of(answering)
-        began = time.monotonic()
         with libhsock.create_connection(("server.test", port), timeout=10) as sock:
             assert sock.session.remote == f"127.0.0.1:{port}"
-        assert time.monotonic() - began < eyeballs.DELAY
         answering.accept()[0].close()
 
 

@@ -13,6 +13,7 @@ import stat
 import struct
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -243,8 +244,6 @@ def test_a_user_hears_no_events_of_others(served: Served) -> None:
         for session in (theirs, his, theirs, his):
             served.run(served.backend.emit, session, "moved")
 
-    import threading
-
     thread = threading.Thread(target=emit)
     thread.start()
     assert as_user(NOBODY, NOBODY, [], hear) == f"{his} {his}"
@@ -401,8 +400,11 @@ def test_a_lingering_socket_does_not_hold_the_daemon_up(served: Served, client: 
             while True:
                 lingering.send(b"x" * 65536)
         request = wire.request(9, wire.Attach(lingering.fileno(), "connect"))
+        busy = threading.Event()
+        served.loop.call_soon_threadsafe(busy.wait, 10)
         wire.send(sock, request, [lingering.fileno()])
-        os.close(lingering.detach())  # from now on the daemon's are the last ones
+        os.close(lingering.detach())  # so that the daemon's descriptor is the last one
+        busy.set()
         assert reply(sock).error is None
         assert client.hello().version == wire.VERSION
         far.close()  # unread bytes: a reset, which ends the lingering
