@@ -35,7 +35,8 @@ class Subscription:
 
     uid: int | None
     """Only of this user's sessions; None: of all."""
-    session: bytes | None
+    session: int | None
+    """Only of the one with this handle."""
     deliver: Deliver
 
 
@@ -102,7 +103,7 @@ class Registry:
             event = self._event(report)
             for listener in list(self.subscriptions):
                 mine = listener.uid is None or listener.uid == owner.uid
-                if mine and listener.session in (None, report.session):
+                if mine and listener.session in (None, report.handle):
                     listener.deliver(event)
 
     def answer(self, answer: ef.Answer) -> None:

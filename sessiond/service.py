@@ -172,8 +172,8 @@ class Service:
         """The addresses and routes sessions are placed by."""
         network = self._core.network
         return {
-            "addresses": [list(address) for address in network.addresses],
-            "routes": [list(route) for route in network.routes],
+            "addresses": [address._asdict() for address in network.addresses],
+            "routes": [route._asdict() for route in network.routes],
         }
 
     def stats(self, uid: int | None) -> dict[str, Any]:
@@ -195,7 +195,7 @@ class Service:
         Returns:
             Call it to hear no more.
         """
-        wanted = None if session is None else self._find(uid, session).id
+        wanted = None if session is None else self._find(uid, session).handle
         subscription = Subscription(uid, wanted, deliver)
         self._registry.subscriptions.add(subscription)
         return lambda: self._registry.subscriptions.discard(subscription)

@@ -93,6 +93,7 @@ class Core:
         session = Session(
             handle=event.handle,
             id=event.session_id,
+            first_id=event.session_id,
             tuple=event.tuple,
             isn_local=event.isn_local,
             isn_remote=event.isn_remote,

@@ -43,6 +43,8 @@ class Session:
     versions: frozenset[int]
     """IP versions this end's socket can be moved to."""
     created: float
+    first_id: bytes = b""
+    """The id it was attached with, where the initiator's Bind brought another."""
     name: str | None = None
     service: str | None = None
     state: State = State.PLAIN

@@ -35,11 +35,11 @@ class Table:
         self._unindex(session)
         self.sessions.pop(session.handle, None)
         self.by_id.pop(session.id, None)
+        self.by_id.pop(session.first_id, None)
         self.unbind(session)
 
     def rename(self, session: Session, session_id: bytes) -> None:
-        """Give a session the id the initiator chose for it."""
-        self.by_id.pop(session.id, None)
+        """Give a session the id the initiator chose; the application may know the first one."""
         session.id = session_id
         self.by_id[session_id] = session
 

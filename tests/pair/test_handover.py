@@ -58,6 +58,15 @@ def test_both_ends_agree_on_a_session() -> None:
     assert not server.session().initiator
 
 
+def test_a_session_is_found_by_the_id_it_was_attached_with_too() -> None:
+    _, client, server = bound()
+    session = server.session()
+    assert session.first_id != session.id == client.session().id
+    assert server.core.table.by_id[session.first_id] is session
+    server.post(ev.Ended(1, "closed"))
+    assert not server.core.table.by_id
+
+
 def test_a_silent_peer_leaves_plain_tcp_after_a_handful_of_datagrams() -> None:
     world = World()
     client, server = world.host(b"client", WIFI), world.host(b"server", LAN0)
