@@ -18,7 +18,7 @@ from libhsock.client import Client
 from libhsock.wire import Event, Record
 from tests.netns import apps
 from tests.support.dns import NameServer
-from tests.support.lab import Lab
+from tests.support.lab import Host, Lab
 from tests.support.sessiond import Sessiond
 from tests.support.topology import NAMESERVERS, Topology, two_hosts
 from tests.support.wait import until
@@ -36,9 +36,9 @@ class Watch:
         self.seen: list[Event] = []
 
     def wait(
-        self, kind: str, where: str = "", session: str | None = None, timeout: float = 10
+        self, kind: str, *where: str, session: str | None = None, timeout: float = 10
     ) -> Event:
-        """The next event of a kind, of a session, whose local endpoint begins with ``where``.
+        """The next event of a kind, of a session, on one of these local addresses.
 
         Raises:
             AssertionError: it did not come; says what came instead.
@@ -53,8 +53,9 @@ class Watch:
                 raise AssertionError(f"no {kind} {where} in {timeout} s, but {told}") from None
             passed.append(event)
             self.seen.append(event)
-            begins = (event.local or "").startswith((where, f"[{where}]"))
-            if event.kind == kind and begins and session in (None, event.session):
+            address = (event.local or "").rpartition(":")[0].strip("[]")
+            here = not where or address in where
+            if event.kind == kind and here and session in (None, event.session):
                 return event
 
     def close(self) -> None:
@@ -143,6 +144,7 @@ class World:
         assert self.echo is not None
         self.echo.tell("stop")
         errors: list[str] = self.echo.result()
+        self.echo = None
         return errors
 
     def finish(self, *conversations: Conversation) -> None:
@@ -187,15 +189,13 @@ class World:
                 if turn:
                     host.gain(new)
                 host.lose(old)
-                wait_for_move_to(watch, host.address(new, 4), host.address(new, 6))
+                watch.wait("moved", *addresses(host, new))
 
 
-def wait_for_move_to(watch: Watch, *addresses: str) -> Event:
-    """The next move to one of the addresses."""
-    while True:
-        event = watch.wait("moved")
-        if event.local and event.local.rpartition(":")[0].strip("[]") in addresses:
-            return event
+def addresses(host: Host, interface: str) -> tuple[str, str]:
+    """An uplink's IPv4 and IPv6 address. A host that loses both of another uplink loses one first,
+    and which of these is then better depends on what it has lost so far."""
+    return host.address(interface, 4), host.address(interface, 6)
 
 
 class _closing:

@@ -19,7 +19,7 @@ from libhsock.errors import HsockError
 from sessiond.peer_codec import PeerCodec
 from tests.netns import apps
 from tests.netns.session_support import Conversation, World, descriptors, resident
-from tests.support.lab import Lab
+from tests.support.lab import Lab, missing
 from tests.support.wait import until
 from tests.support.worker import Talk
 
@@ -27,9 +27,13 @@ RANDOM_SEED = 2006
 FRAMES = 3000
 
 
-@pytest.fixture
-def world(lab: Lab) -> World:
-    return World(lab)
+@pytest.fixture(scope="module")
+def world() -> Iterator[World]:
+    """One for all of these tests: the daemon has to stand them all."""
+    if why_not := missing():
+        pytest.skip(why_not)
+    with Lab() as lab:
+        yield World(lab)
 
 
 @pytest.fixture
@@ -79,6 +83,9 @@ def test_each_way_opening_fails_has_its_error(world: World, asynchronously: bool
     kind, message, tried = attempt("10.1.1.2", 7000)
     assert kind == "NoLocalAddress"
     assert any("10.1.1.2" in one for one in tried), tried
+    world.client.gain("wifi")
+    world.client.gain("eth")
+    until(lambda: len(world.moves.client.network().addresses) == 4, "the addresses are back")
 
 
 # The local socket
@@ -283,6 +290,7 @@ def test_malformed_datagrams_from_the_network(
     world.moves.wait("moved")  # it has come to the end of them and does its work
     measure.check(lines=40)
     world.finish(talk)
+    world.client.gain("wifi")
 
 
 def _sound_datagrams() -> list[bytes]:

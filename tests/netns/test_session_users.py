@@ -10,7 +10,7 @@ import pytest
 
 from libhsock.client import Client
 from tests.netns import apps
-from tests.netns.session_support import NAME, Conversation, World
+from tests.netns.session_support import NAME, Conversation, World, addresses
 from tests.support.lab import Lab
 from tests.support.worker import Talk
 
@@ -57,8 +57,8 @@ def test_users_see_and_move_only_their_own(world: World) -> None:
     listed = json.loads(world.near.ctl("list", "--json").stdout)
     assert {one["session"]: one["moves"] for one in listed} == {alice.session: 1, bob.session: 1}
     world.client.lose("eth")
-    world.moves.wait("moved", world.client.address("wifi", 6))
-    world.moves.wait("moved", world.client.address("wifi", 6))
+    world.moves.wait("moved", *addresses(world.client, "wifi"))
+    world.moves.wait("moved", *addresses(world.client, "wifi"))
     world.finish(alice, bob)
 
 
