@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from sessiond.core.tuples import Endpoint
 
@@ -12,6 +13,14 @@ data; these are a few small idempotent datagrams and a person may be waiting."""
 MIN_RTO = 0.02
 """A peer needs a few milliseconds to stop a process and move its socket."""
 MAX_RTO = 3.0
+
+
+class Announcement(NamedTuple):
+    """A Ping under way: what the peer is told, and what its answer will say."""
+
+    token: int
+    sent_at: float
+    addresses: tuple[str, ...]
 
 
 @dataclass(slots=True, eq=False)
@@ -39,12 +48,21 @@ class Association:
     rttvar: float = 0.0
     answered_at: float = float("-inf")
     """When it last answered a Move."""
-    pings: dict[int, float] = field(default_factory=dict)
+    told: tuple[str, ...] | None = None
+    """This host's addresses, as the peer has confirmed to know them."""
+    announcement: Announcement | None = None
+    """The newest."""
+    announcements: int = 0
+    """Sent since there was something new to tell."""
+    deadline: float | None = None
+    """When the announcement is repeated."""
 
-    def heard(self, source: Endpoint, via: str, counter: int) -> None:
-        """Note where an authentic message came from; only the newest counts."""
-        if counter > self.counter:
+    def heard(self, source: Endpoint, via: str, counter: int) -> bool:
+        """Note where an authentic message came from; only the newest counts. True: it is that."""
+        newest = counter > self.counter
+        if newest:
             self.counter, self.endpoint, self.via = counter, source, via
+        return newest
 
     def sample(self, rtt: float) -> None:
         """Take one measured round trip, in seconds, of a request sent once (RFC 6298, Karn)."""

@@ -12,6 +12,7 @@ from typing import Any
 
 from sessiond.core import events as ev
 from sessiond.core import messages as m
+from sessiond.core.association import Announcement, Association
 from sessiond.core.effects import Answer, Effect, Report, Resolve, Step
 from sessiond.core.network import Network
 from sessiond.core.outbox import Outbox
@@ -23,6 +24,8 @@ from sessiond.core.tuples import Endpoint, FourTuple
 
 HANDOVER_STEPS = frozenset(("depart", "arrive", "follow"))
 """Engine steps with an outcome that the machine waits for."""
+ANNOUNCEMENTS = 6
+"""Times a peer is told of a change while it does not answer; when it is heard again, anew."""
 EARLY_BINDS = 4096
 """Binds kept for connections whose application has not accepted or attached them yet."""
 EARLY_BIND_LIFE = 60.0
@@ -132,7 +135,9 @@ class Core:
             for session in list(sessions):
                 step(self, session, self.judge(session))
         if before.addresses != self.network.addresses:
-            self._announce()
+            for association in self.table.associations.values():
+                association.announcements = 0
+                self._announce(association)
 
     def judge(self, session: Session) -> Kind:
         """What the network as it is means for a session; the same for all on its addresses."""
@@ -170,22 +175,35 @@ class Core:
         """Paths that policy prefers to the one a session is on."""
         return better(self.network, session.tuple, self.policy)
 
-    def _announce(self) -> None:
-        """Tell every peer where this host can be reached now."""
-        for association in self.table.associations.values():
-            remote = association.endpoint
-            found = candidates(
-                self.network,
-                FourTuple(Endpoint(association.via, self.port), remote),
-                (remote.address,),
-                frozenset((remote.version,)),
-                self.policy,
-            )
-            if found:
-                self._token += 1
-                association.pings = {self._token: self.now}
-                ping = m.Ping(self._token, self.addresses())
-                self.out.message(remote, found[0].local.address, ping)
+    def _announce(self, association: Association) -> None:
+        """Tell a peer where this host can be reached now, again until it answers.
+
+        First where the peer was heard last, then wherever else it may be.
+        """
+        self.table.set_deadline(association, None)
+        heard = association.endpoint.address
+        found = self._ways(association, heard)
+        found += self._ways(association, *association.addresses, *association.resolved)
+        if not found or association.announcements >= ANNOUNCEMENTS:
+            return
+        way = found[association.announcements % len(found)]
+        self._token += 1
+        association.announcement = Announcement(self._token, self.now, self.addresses())
+        ping = m.Ping(self._token, self.addresses())
+        self.out.message(Endpoint(way.remote.address, self.port), way.local.address, ping)
+        pause = association.rto(association.announcements)
+        association.announcements += 1
+        self.table.set_deadline(association, self.now + pause)
+
+    def _ways(self, association: Association, *peers: str) -> list[FourTuple]:
+        current = FourTuple(Endpoint(association.via, self.port), association.endpoint)
+        return candidates(self.network, current, peers, frozenset((4, 6)), self.policy)
+
+    def _keep_told(self, association: Association) -> None:
+        """A peer that was just heard, but has not confirmed what it was told: tell it again."""
+        if association.told != self.addresses() and association.deadline is None:
+            association.announcements = 0
+            self._announce(association)
 
     def addresses(self) -> tuple[str, ...]:
         """This host's addresses that a peer may use."""
@@ -225,18 +243,34 @@ class Core:
         if association is None:
             self.refused["no association"] += 1
             return
-        association.heard(event.source, event.via, event.counter)
-        association.addresses = message.addresses
+        newest = association.heard(event.source, event.via, event.counter)
+        news = newest and association.addresses != message.addresses
+        if newest:
+            association.addresses = message.addresses
+        told = association.announcement
         if isinstance(message, m.Ping):
             answer = m.Pong(message.token, event.source, self.addresses())
             self.out.message(event.source, event.via, answer)
-        elif (sent := association.pings.pop(message.token, None)) is not None:
-            association.sample(self.now - sent)
+        elif told is not None and told.token == message.token:
+            association.sample(self.now - told.sent_at)
+            association.told, association.announcement = told.addresses, None
+            self.table.set_deadline(association, None)
+        self._keep_told(association)
+        if news:
+            self._meet(association)
+
+    def _meet(self, association: Association) -> None:
+        """A peer has other addresses: what had no path may have one."""
+        for handle in list(association.sessions):
+            session = self.table.sessions[handle]
+            if session.state is State.WAITING:
+                step(self, session, Kind.PATH)
 
     def _batch(self, event: ev.Received, message: Any) -> None:
         association = self.table.associations.get(event.host)
         if association is not None:
             association.heard(event.source, event.via, event.counter)
+            self._keep_told(association)
         for entry in message.entries:
             session = self.table.sessions.get(entry.handle)
             if session is None:
@@ -271,8 +305,11 @@ class Core:
                     step(self, session, Kind.PATH)
 
     def _deadline_passed(self, event: ev.DeadlinePassed) -> None:
-        for session in list(self.table.due(self.now)):
-            step(self, session, event)
+        for one in list(self.table.due(self.now)):
+            if isinstance(one, Association):
+                self._announce(one)
+            else:
+                step(self, one, event)
 
     # What transitions say to the world
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import heapq
+import itertools
 from collections.abc import Iterator
 
 from sessiond.core.association import Association
@@ -22,7 +23,8 @@ class Table:
         self.by_tuple: dict[FourTuple, Session] = {}
         self.by_pair: dict[Pair, set[Session]] = {}
         self.associations: dict[bytes, Association] = {}
-        self._deadlines: list[tuple[float, int]] = []
+        self._deadlines: list[tuple[float, int, Session | Association]] = []
+        self._order = itertools.count()
 
     def add(self, session: Session) -> None:
         """Take a new session in."""
@@ -67,29 +69,32 @@ class Table:
         """The association with a host; a fresh one is kept only once a session is bound to it."""
         return self.associations.get(host) or Association(host, source)
 
-    def set_deadline(self, session: Session, when: float | None) -> None:
-        """Give a session its one deadline, or none."""
-        session.deadline = when
+    def set_deadline(self, one: Session | Association, when: float | None) -> None:
+        """Give a session or an association its one deadline, or none."""
+        one.deadline = when
         if when is not None:
-            heapq.heappush(self._deadlines, (when, session.handle))
+            heapq.heappush(self._deadlines, (when, next(self._order), one))
 
     def deadline(self) -> float | None:
-        """The earliest deadline of all sessions."""
+        """The earliest deadline of all."""
         while self._deadlines:
-            when, handle = self._deadlines[0]
-            session = self.sessions.get(handle)
-            if session is not None and session.deadline == when:
+            when, _, one = self._deadlines[0]
+            if one.deadline == when and self._has(one):
                 return when
             heapq.heappop(self._deadlines)
         return None
 
-    def due(self, now: float) -> Iterator[Session]:
-        """Sessions whose deadline has passed; each is cleared as it is given out."""
+    def due(self, now: float) -> Iterator[Session | Association]:
+        """Those whose deadline has passed; it is cleared as they are given out."""
         while (when := self.deadline()) is not None and when <= now:
-            _, handle = heapq.heappop(self._deadlines)
-            session = self.sessions[handle]
-            session.deadline = None
-            yield session
+            *_, one = heapq.heappop(self._deadlines)
+            one.deadline = None
+            yield one
+
+    def _has(self, one: Session | Association) -> bool:
+        if isinstance(one, Session):
+            return self.sessions.get(one.handle) is one
+        return self.associations.get(one.host) is one
 
     def _index(self, session: Session) -> None:
         self.by_tuple[session.tuple] = session
