@@ -73,6 +73,8 @@ class Notes:
     holder: socket.socket | None = None
     """On the tuple it left, the tombstone; in case 2 on its target, which nobody may take."""
     held: FourTuple | None = None
+    snd_nxt: int | None = None
+    """Where transmission was before it was taken back: the peer may have received up to here."""
     followed: tuple[FourTuple, int, Followed] | None = None
     """The last ``follow``: where to, R_a, and what it gave, should it be asked for again."""
 
@@ -234,22 +236,27 @@ class Repair:
 
     def _depart(self, sock: socket.socket, notes: Notes, target: FourTuple) -> Departed:
         self._ports.require_path(target)
-        filters.lock(sock)
-        state = tcp_state.dump(sock)
+        state = _dump(sock, notes)
+        peer_window = state.window.snd_wnd or notes.peer_window
         any_port = target.local.port == 0
         if any_port:
             target = target._replace(local=target.local._replace(port=state.tuple.local.port))
-        if state.transmitted or target == state.tuple:
-            # On the same tuple the peer reaches it at once: only locked is what it received final.
+        pending = True
+        if target == state.tuple:
+            # The two ends can reach each other on it all the time. So that R_a and R_b are final,
+            # this end stays locked and, its window closed, silent.
+            self._move(sock, notes, state, state.rewound().toward(target, 0), Guard.LOCK, held=True)
+            notes.target = target
+        elif state.transmitted:
             tcp_state.resume(sock, state.reuse)
             target = self._reserve(notes, state, target, any_port)
             notes.guard, notes.target = Guard.LOCK, target
-            return Departed(state.rcv_nxt, state.receive_window, True, target)
-        peer_window = state.window.snd_wnd or notes.peer_window
-        target = self._move_or_spare(sock, notes, state, target, any_port)
+        else:
+            target = self._move_or_spare(sock, notes, state, target, any_port)
+            self._bury(notes, state.tuple, target)
+            pending = False
         notes.peer_window = peer_window
-        self._bury(notes, state.tuple, target)
-        return Departed(state.rcv_nxt, state.receive_window, False, target)
+        return Departed(state.rcv_nxt, state.receive_window, pending, target)
 
     def _arrive(
         self, sock: socket.socket, connection: Connection, rcv_nxt: int, window: int
@@ -259,8 +266,7 @@ class Repair:
         if notes.target is None:
             tcp_state.open_window(sock, window)
         else:
-            filters.lock(sock)
-            state = tcp_state.dump(sock)
+            state = _dump(sock, notes)
             trimmed = state.trimmed(rcv_nxt)
             resent = max(0, len(trimmed.send_queue) - state.unsent)
             self._move(sock, notes, state, trimmed.toward(notes.target, window), Guard.OWN)
@@ -279,11 +285,10 @@ class Repair:
         if notes.followed is not None and notes.followed[:2] == (target, rcv_nxt):
             return notes.followed[2]  # a Moved was lost; the mover may have received more since
         self._ports.require_path(target)
-        filters.lock(sock)
-        state = tcp_state.dump(sock)
+        state = _dump(sock, notes)
         trimmed = state.trimmed(rcv_nxt)
         new = trimmed.toward(target, 0 if hold else window)
-        self._move(sock, notes, state, new, Guard.SHIELD)
+        self._move(sock, notes, state, new, Guard.SHIELD, held=hold)
         resent = max(0, len(trimmed.send_queue) - state.unsent)
         followed = Followed(state.rcv_nxt, state.receive_window, resent)
         notes.peer_window, notes.followed = window, (target, rcv_nxt, followed)
@@ -291,8 +296,7 @@ class Repair:
 
     def _retreat(self, sock: socket.socket, connection: Connection) -> None:
         notes: Notes = connection.notes
-        filters.lock(sock)
-        state = tcp_state.dump(sock)
+        state = _dump(sock, notes)
         back = state.toward(notes.origin, state.window.snd_wnd or notes.peer_window)
         self._move(sock, notes, state, back, Guard.OWN, foreign=True)
         _end(sock, connection)
@@ -302,15 +306,14 @@ class Repair:
     ) -> FourTuple:
         """Move, window closed; to another port where this one is taken and need not be kept."""
         try:
-            self._move(sock, notes, state, state.toward(target, 0), Guard.SHIELD)
+            self._move(sock, notes, state, state.toward(target, 0), Guard.SHIELD, held=True)
         except OSError as error:
             spare = self._ports.spare(target.local) if any_port and _taken(error) else None
             if spare is None:
                 raise
             target = target._replace(local=spare)
-            filters.lock(sock)
-            state = tcp_state.dump(sock)
-            self._move(sock, notes, state, state.toward(target, 0), Guard.SHIELD)
+            state = _dump(sock, notes)
+            self._move(sock, notes, state, state.toward(target, 0), Guard.SHIELD, held=True)
         return target
 
     def _move(
@@ -321,9 +324,14 @@ class Repair:
         new: TcpState,
         guard: Guard,
         *,
+        held: bool = False,
         foreign: bool = False,
     ) -> None:
-        """All or nothing: after an error the connection is where it was, behind what it was."""
+        """All or nothing: after an error the connection is where it was, behind what it was.
+
+        Args:
+            held: nothing leaves yet.
+        """
         if notes.held is not None and (
             notes.target is not None or notes.held.local == new.tuple.local
         ):
@@ -333,11 +341,13 @@ class Repair:
             tcp_state.install(sock, new, self._ports, old=old.tuple, foreign=foreign)
             live = True
             notes.attach(sock, guard)
-            tcp_state.let_out(sock, new)
+            if not held:
+                tcp_state.let_out(sock, new)
         except BaseException as error:
             self._put_back(sock, notes, old, new, live, error)
             raise
         notes.guard, notes.moved, notes.target, notes.followed = guard, True, None, None
+        notes.snd_nxt = old.snd_nxt
 
     def _put_back(
         self,
@@ -353,7 +363,8 @@ class Repair:
         next move finds it."""
         filters.lock(sock)
         if live:  # the peer may have sent something
-            old = tcp_state.dump(sock).toward(old.tuple, old.window.snd_wnd)
+            now = tcp_state.dump(sock).transmitted_to(old.snd_nxt)
+            old = now.toward(old.tuple, old.window.snd_wnd)
         try:
             self._put(sock, notes, old)
         except OSError as second:
@@ -376,7 +387,8 @@ class Repair:
         sock.setsockopt(lx.IPPROTO_TCP, lx.TCP_REPAIR, lx.REPAIR_ON)
         tcp_state.install(sock, state, self._ports, foreign=True)
         notes.attach(sock, notes.guard)
-        tcp_state.let_out(sock, state)
+        if state.window.snd_wnd:
+            tcp_state.let_out(sock, state)
 
     def _reserve(
         self, notes: Notes, state: TcpState, target: FourTuple, any_port: bool
@@ -521,6 +533,13 @@ def _noted(sock: socket.socket, connection: Connection) -> Notes:
         connection.notes = Notes(tcp_state.tuple_of(sock), filters.current(sock), reuse)
     notes: Notes = connection.notes
     return notes
+
+
+def _dump(sock: socket.socket, notes: Notes) -> TcpState:
+    """Lock a socket and read it."""
+    filters.lock(sock)
+    state = tcp_state.dump(sock)
+    return state if notes.snd_nxt is None else state.transmitted_to(notes.snd_nxt)
 
 
 def _end(sock: socket.socket, connection: Connection) -> None:

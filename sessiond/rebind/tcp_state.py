@@ -34,6 +34,8 @@ ATTEMPTS = 8
 """Readings until two agree; the socket is locked, so only what had passed the filter remains."""
 
 SMALLEST_CHUNK = 1024
+SEGMENT = 1460
+"""Bytes. A sender waits behind a smaller window than a segment (RFC 9293 section 3.8.6.2.1)."""
 HEAD_ROOM = 128 * 1024
 """Bytes of the send queue's first segment that may be acknowledged already and still be there."""
 
@@ -108,6 +110,15 @@ class TcpState:
             raise ValueError(f"the peer claims {beyond} bytes never sent to it")
         snd_una = (self.snd_una + ahead) & 0xFFFFFFFF
         return replace(self, snd_una=snd_una, snd_nxt=snd_una, send_queue=self.send_queue[ahead:])
+
+    def rewound(self) -> TcpState:
+        """As if nothing was ever transmitted; to be let out only after ``trimmed``."""
+        return replace(self, snd_nxt=self.snd_una)
+
+    def transmitted_to(self, snd_nxt: int) -> TcpState:
+        """Undo a rewinding: transmitted was everything up to here, if that is more."""
+        more = (snd_nxt - self.snd_nxt) & 0xFFFFFFFF
+        return replace(self, snd_nxt=snd_nxt) if 0 < more <= self.unsent else self
 
     def toward(self, new: FourTuple, snd_wnd: int) -> TcpState:
         """The same connection between other endpoints.
@@ -205,9 +216,14 @@ def isns(sock: socket.socket) -> tuple[int, int]:
     )
 
 
-def resume(sock: socket.socket, reuse: int) -> None:
-    """Leave repair mode without a probe; it clears SO_REUSEADDR, which is the application's."""
-    sock.setsockopt(lx.IPPROTO_TCP, lx.TCP_REPAIR, lx.REPAIR_OFF_NO_PROBE)
+def resume(sock: socket.socket, reuse: int, *, probe: bool = False) -> None:
+    """Leave repair mode; that clears SO_REUSEADDR, which is the application's.
+
+    Args:
+        probe: send a window probe.
+    """
+    off = lx.REPAIR_OFF if probe else lx.REPAIR_OFF_NO_PROBE
+    sock.setsockopt(lx.IPPROTO_TCP, lx.TCP_REPAIR, off)
     if reuse:
         sock.setsockopt(lx.SOL_SOCKET, socket.SO_REUSEADDR, 1)
 
@@ -278,26 +294,32 @@ def _settable(state: TcpState) -> lx.Window:
 
 def let_out(sock: socket.socket, state: TcpState) -> None:
     """What was installed may leave now."""
-    if state.send_queue and state.window.snd_wnd:
-        open_window(sock, state.window.snd_wnd)
+    if state.send_queue or state.window.snd_wnd < SEGMENT:
+        _open_window(sock, state.window.snd_wnd)
 
 
 def open_window(sock: socket.socket, snd_wnd: int) -> None:
     """Let out what waits behind a closed window, unless the peer has opened it already.
 
     Args:
-        snd_wnd: bytes the peer can take; nothing happens if it is 0.
+        snd_wnd: bytes the peer can take, as far as is known.
     """
-    if not snd_wnd or lx.info(sock).snd_wnd:
-        return
+    if not lx.info(sock).snd_wnd:
+        _open_window(sock, snd_wnd)
+
+
+def _open_window(sock: socket.socket, snd_wnd: int) -> None:
+    """The peer may have more room by now, and its news of that met nobody: where little is known of
+    it, a probe has it say so again."""
     reuse = sock.getsockopt(lx.SOL_SOCKET, socket.SO_REUSEADDR)
     sock.setsockopt(lx.IPPROTO_TCP, lx.TCP_REPAIR, lx.REPAIR_ON)
     try:
         window = lx.window(sock)
-        largest = max(window.max_window, snd_wnd)
-        lx.set_window(sock, window._replace(snd_wnd=snd_wnd, max_window=largest))
+        if snd_wnd > window.snd_wnd:
+            largest = max(window.max_window, snd_wnd)
+            lx.set_window(sock, window._replace(snd_wnd=snd_wnd, max_window=largest))
     finally:
-        resume(sock, reuse)
+        resume(sock, reuse, probe=snd_wnd < SEGMENT)
     lx.push(sock)
 
 
