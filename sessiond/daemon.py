@@ -35,6 +35,8 @@ from sessiond.service import Service
 
 log = logging.getLogger(__name__)
 
+WIND_DOWN_SECONDS = 2.0
+"""At the end, for handovers under way; then the sockets are left where they work best."""
 STRANGER_LOGS_PER_SECOND = 1
 """What anybody can trigger from the network must not fill the log."""
 
@@ -126,6 +128,22 @@ class Daemon:
             for task in (alive, serving, stopping):
                 task.cancel()
             await asyncio.gather(alive, serving, stopping, return_exceptions=True)
+            await self._wind_down()
+
+    async def _wind_down(self) -> None:
+        """Leave every socket live, without a filter and as its application has set it."""
+        sessions = self._core.table.sessions
+        try:
+            async with asyncio.timeout(WIND_DOWN_SECONDS):
+                while any(session.in_handover for session in sessions.values()):
+                    self._dispatch(await self._inbox.next(self._core.deadline))
+        except TimeoutError:
+            log.warning("stopping amid handovers: a peer does not answer")
+        sockets = self._registry.connections
+        late = [session for session in sessions.values() if session.in_handover]
+        self._engine.retreat([sockets[one.handle] for one in late if one.departed])
+        self._engine.settle([sockets[one.handle] for one in late if not one.departed])
+        self._engine.release([sockets[one.handle] for one in sessions.values() if one.mobile])
 
     async def _start(self, undo: AsyncExitStack) -> None:
         undo.callback(self._udp.close)

@@ -95,6 +95,11 @@ class Session:
     ticket: Any = None
 
     @property
+    def in_handover(self) -> bool:
+        """The engine has done something to the socket that it has still to end."""
+        return self.departed or self.shielded or self.state in (State.MOVING, State.FOLLOWING)
+
+    @property
     def mobile(self) -> bool:
         """Whether the session follows its hosts."""
         return self.state not in (State.PLAIN, State.BINDING, State.CLOSED)
