@@ -92,6 +92,18 @@ def test_sigterm_ends_it_cleanly_and_leaves_sockets_live(lab: Lab) -> None:
     assert talk.ask("echo", b"Hello Server 2!" * 1000)
 
 
+def test_sigterm_amid_handovers_leaves_sockets_live(lab: Lab) -> None:
+    world = World(lab)
+    talks = [world.talk(apps.hold) for _ in range(3)]
+    world.client.lose("wifi")
+    world.moves.wait("moving")
+    world.near.process.send_signal(signal.SIGTERM)
+    assert world.near.process.wait(5) == 0
+    for talk in talks:
+        assert talk.ask("filter") is None
+        assert talk.ask("echo", b"Hello Server 1!" * 1000)
+
+
 def test_a_restarted_daemon_takes_new_connections(lab: Lab) -> None:
     world = World(lab)
     old = world.talk(apps.hold)
