@@ -139,7 +139,9 @@ class Ports:
         try:
             filters.lock(holder)
             holder.setsockopt(lx.IPPROTO_TCP, lx.TCP_REPAIR, lx.REPAIR_ON)
-            self.connect(holder, target, None, foreign)
+            if not (target.local.port in self._ephemeral and _occupy(holder, target, foreign)):
+                # As if it had been there: nothing of another IP version is left in it.
+                self.connect(holder, target, target, foreign)
         except BaseException:
             holder.close()
             raise
@@ -306,6 +308,24 @@ def _bind_address(sock: socket.socket, address: str) -> bool:
         return False
     finally:
         sock.setsockopt(lx.IPPROTO_IP, lx.IP_BIND_ADDRESS_NO_PORT, before)
+    return True
+
+
+def _occupy(holder: socket.socket, target: FourTuple, foreign: bool) -> bool:
+    """``Ports.connect`` for a fresh socket that nobody else will ever use, in few system calls.
+
+    Returns:
+        False where it is not that easy; the socket is as it was then, or harmlessly bound.
+    """
+    local, remote = target
+    holder.setsockopt(lx.IPPROTO_IP, lx.IP_BIND_ADDRESS_NO_PORT, 1)
+    holder.setsockopt(lx.IPPROTO_IP, lx.IP_LOCAL_PORT_RANGE, _RANGE.pack(local.port, local.port))
+    try:
+        with _transparent(holder) if foreign else contextlib.nullcontext():
+            holder.bind((local.address, 0))
+            holder.connect(remote)
+    except OSError:
+        return False
     return True
 
 

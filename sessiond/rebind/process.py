@@ -32,6 +32,8 @@ _WALL: Final = 0x40000000
 STOP_SECONDS: Final = 0.05
 """How long threads may take to stop: a running one needs microseconds; one that takes longer sits
 in the kernel and can't be interrupted (vfork(2), a dead file server)."""
+STARVED_SECONDS: Final = 1.0
+"""How long threads may take that could run: on a machine with too much to do they wait for a CPU."""
 _SPIN_SECONDS: Final = 0.0005
 _NAP_SECONDS: Final = 0.0002
 
@@ -189,7 +191,9 @@ class _Stop:
             elapsed = time.monotonic() - start
             if not waiting:
                 return
-            if elapsed > STOP_SECONDS:
+            if elapsed > STARVED_SECONDS or (
+                elapsed > STOP_SECONDS and not any(_runnable(pid, tid) for tid in waiting)
+            ):
                 _stragglers.adopt(waiting)
                 raise CannotStop(
                     f"process {pid} does not stop: thread {min(waiting)} is in a system call "
@@ -199,6 +203,10 @@ class _Stop:
                 time.sleep(_NAP_SECONDS)
             else:
                 os.sched_yield()
+
+
+def _runnable(pid: int, tid: int) -> bool:
+    return _status(pid, tid).get("State", "").startswith("R")
 
 
 class _Stragglers:
