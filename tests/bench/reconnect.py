@@ -4,7 +4,8 @@ own is deleted reconnects from the other one and resumes at the byte where the s
 It is as good as one can write it: it knows the other address beforehand, learns of the loss from
 RTM_DELADDR on a raw socket, asks the old socket how many bytes the peer's kernel has confirmed
 (SIOCOUTQ), and its first message on the new connection carries all that is needed to go on; where
-so much is unconfirmed that sending it again would take longer, it asks instead. With TCP Fast Open (RFC 7413, here without a cookie) that message travels in the SYN.
+so much is unconfirmed that sending it again would take longer, it asks instead. With TCP Fast Open
+(RFC 7413, here without a cookie) that message travels in the SYN.
 """
 
 from __future__ import annotations
