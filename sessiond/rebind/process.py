@@ -218,7 +218,7 @@ class _Stragglers:
         self._before: signal._HANDLER = None
 
     def adopt(self, tids: set[int]) -> None:
-        if not self._tids:
+        if signal.getsignal(signal.SIGCHLD) != self._on_sigchld:
             self._before = signal.signal(signal.SIGCHLD, self._on_sigchld)
         self._tids |= tids
         self._let_go()
