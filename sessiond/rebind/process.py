@@ -33,7 +33,7 @@ STOP_SECONDS: Final = 0.05
 """How long threads may take to stop: a running one needs microseconds; one that takes longer sits
 in the kernel and can't be interrupted (vfork(2), a dead file server)."""
 STARVED_SECONDS: Final = 1.0
-"""How long threads may take that could run: on a machine with too much to do they wait for a CPU."""
+"""How long threads may take that could run: on a busy machine they wait for a CPU."""
 _SPIN_SECONDS: Final = 0.0005
 _NAP_SECONDS: Final = 0.0002
 
