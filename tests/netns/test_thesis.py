@@ -14,6 +14,7 @@ from __future__ import annotations
 import socket
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Self
 
 import pytest
 
@@ -54,7 +55,10 @@ def network() -> Iterator[Network]:
 
 
 class Conversation:
-    """The thesis's steps 1 and 2 are done; the ends can be rebound."""
+    """The thesis's steps 1 and 2 are done; the ends can be rebound.
+
+    ``with`` stops the two programs where a test fails.
+    """
 
     def __init__(
         self,
@@ -81,8 +85,17 @@ class Conversation:
             "server": End(server_host, self.server.pid, server_fd),
         }
         self.before = self.ends["client"].tuple
+        assert self.before.local.address == thesis.CLIENT[version]
+        assert self.before.remote == address
         near, far = (self.ends[name].facts for name in ("client", "server"))
         assert (near.isn_local, near.isn_remote) == (far.isn_remote, far.isn_local)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *failure: object) -> None:
+        self.client.stop()
+        self.server.stop()
 
     def rebind(self, mover: str, target: FourTuple) -> Moved | Refused:
         """Step 3, at both ends. The target is as the client sees it."""
@@ -143,8 +156,10 @@ def family_of(version: int) -> int:
 def test_rebind_keeps_the_connection(
     network: Network, version: int, mover: str, rebind: Rebind
 ) -> None:
-    with captured(network) as wire:
-        conversation = Conversation(network, version, family_of(version))
+    with (
+        captured(network) as wire,
+        Conversation(network, version, family_of(version)) as conversation,
+    ):
         before = conversation.before
         after = rebound(before, rebind, version)
         assert conversation.rebind(mover, after) == Moved(pending=False, resent=0)
@@ -160,8 +175,10 @@ def test_rebind_keeps_the_connection(
 def test_family_switch_keeps_the_connection(
     network: Network, version: int, new: int, mover: str, ports: Rebind
 ) -> None:
-    with captured(network) as wire:
-        conversation = Conversation(network, version, socket.AF_INET6)
+    with (
+        captured(network) as wire,
+        Conversation(network, version, socket.AF_INET6) as conversation,
+    ):
         before = conversation.before
         after = rebound(before, ("saddr", "daddr", *ports), new)
         assert conversation.rebind(mover, after) == Moved(pending=False, resent=0)
@@ -176,8 +193,10 @@ def test_rebind_with_the_first_message_unacknowledged(
     network: Network, version: int, mover: str, rebind: Rebind
 ) -> None:
     """Received, but its acknowledgement is not: the peers' counts settle it, nothing is resent."""
-    with captured(network) as wire:
-        conversation = Conversation(network, version, family_of(version), hold_acks=True)
+    with (
+        captured(network) as wire,
+        Conversation(network, version, family_of(version), hold_acks=True) as conversation,
+    ):
         before = conversation.before
         after = rebound(before, rebind, version)
         assert conversation.rebind(mover, after) == Moved(pending=mover == "client", resent=0)
@@ -235,8 +254,10 @@ def _still_talks(
     bind: bool = False,
 ) -> None:
     """After a refusal: on the tuple before it, to the end."""
-    with captured(network) as wire:
-        conversation = Conversation(network, version, family_of(version), bind=bind)
+    with (
+        captured(network) as wire,
+        Conversation(network, version, family_of(version), bind=bind) as conversation,
+    ):
         before, after = move(conversation)
         assert conversation.ends["client"].tuple == after
         assert conversation.ends["server"].tuple == after.mirrored()

@@ -27,7 +27,8 @@ def thesis_network(lab: Lab) -> tuple[Host, Host]:
     client, server = lab.host("client"), lab.host("server")
     lab.link(client, "eth0", server, "eth0")
     for host, *own in ((client, CLIENT, NEW_CLIENT), (server, SERVER, NEW_SERVER)):
-        addresses = [f"{one[4]}/28" for one in own] + [f"{one[6]}/64" for one in own]
+        # Unbound sockets get the first of the IPv4 addresses, and the last of the IPv6 ones.
+        addresses = [f"{one[4]}/28" for one in own] + [f"{one[6]}/64" for one in reversed(own)]
         host.configure(Uplink("eth0", tuple(addresses)))
     return client, server
 
