@@ -24,7 +24,7 @@ from enum import Enum, auto
 from typing import TypeVar
 
 from sessiond.core.outcomes import Arrived, Departed, Failed, Followed
-from sessiond.core.tuples import FourTuple
+from sessiond.core.tuples import Endpoint, FourTuple
 from sessiond.rebind import filters, tcp_state
 from sessiond.rebind import linux as lx
 from sessiond.rebind.engine import Connection, Facts
@@ -368,7 +368,8 @@ class Repair:
         try:
             self._put(sock, notes, old)
         except OSError as second:
-            for place in self._refuges(new.tuple):
+            for place, guard in self._refuges(old.tuple, new.tuple, notes.guard):
+                notes.guard = guard
                 with contextlib.suppress(OSError):
                     self._put(sock, notes, old.toward(place, 0))
                     notes.moved = True
@@ -377,11 +378,17 @@ class Repair:
             why = f"{_reason(error)}; on {old.tuple} again: {_reason(second)}"
             raise _Lost(why) from error
 
-    def _refuges(self, wanted: FourTuple) -> Iterator[FourTuple]:
-        yield wanted
-        spare = self._ports.spare(wanted.local)
-        if spare is not None:
-            yield wanted._replace(local=spare)
+    def _refuges(
+        self, left: FourTuple, wanted: FourTuple, guard: Guard
+    ) -> Iterator[tuple[FourTuple, Guard]]:
+        yield wanted, guard
+        with contextlib.suppress(OSError):
+            spare = self._ports.spare(wanted.local)
+            if spare is not None:
+                yield wanted._replace(local=spare), guard
+        for address in (f"127.{'.'.join(str(byte) for byte in os.urandom(3))}", "::1"):
+            ours = Endpoint("127.0.0.1" if address != "::1" else address, left.local.port)
+            yield FourTuple(ours, Endpoint(address, left.remote.port)), Guard.LOCK
 
     def _put(self, sock: socket.socket, notes: Notes, state: TcpState) -> None:
         sock.setsockopt(lx.IPPROTO_TCP, lx.TCP_REPAIR, lx.REPAIR_ON)
@@ -468,6 +475,9 @@ class Repair:
                     _end(sock, connection)
                 return Failed(f"the connection could not be put back: {error}", lost=True)
             except (OSError, ValueError, tcp_state.Unmovable, tcp_state.Unsteady) as error:
+                if lx.info(sock).state == lx.TCP_CLOSE:
+                    _end(sock, connection)
+                    return Failed("TCP has given the connection up", lost=True)
                 self._recover(sock, connection)
                 return Failed(_reason(error))
             except BaseException:

@@ -1,0 +1,73 @@
+"""A connection whose host loses all of its network in the middle of a move is not lost."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from sessiond.core.outcomes import Failed
+from sessiond.rebind import tcp_state
+from sessiond.rebind.process import Process
+from tests.netns.moves_support import Moved, hand_over
+from tests.netns.test_thesis import Conversation, Network, rebound
+from tests.netns.thesis_support import thesis_network
+from tests.support.lab import Lab, missing
+
+
+@pytest.fixture(scope="module")
+def network() -> Iterator[Network]:
+    if why_not := missing("ip"):
+        pytest.skip(why_not)
+    with Lab() as lab:
+        yield thesis_network(lab)
+
+
+@pytest.mark.parametrize("hold_acks", [False, True], ids=["idle", "unacknowledged"])
+@pytest.mark.parametrize("side", ["client", "server"])
+@pytest.mark.parametrize("version", [4, 6], ids=["IPv4", "IPv6"])
+def test_network_gone_in_the_middle_of_a_step(
+    network: Network, monkeypatch: pytest.MonkeyPatch, version: int, side: str, hold_acks: bool
+) -> None:
+    with Conversation(network, version, socket.AF_INET6, hold_acks=hold_acks) as conversation:
+        mover, other = conversation.ends[side], conversation.ends[_other(side)]
+        first = mover.tuple
+        # A move that keeps the tuple: it locks a server's port, as an earlier move would have.
+        assert isinstance(hand_over(mover, other, first), Moved)
+        second = rebound(conversation.before, ("saddr", "daddr"), version)
+        target = second if side == "client" else second.mirrored()
+
+        with monkeypatch.context() as patch:
+            install = tcp_state.install
+
+            def without_network(*arguments: Any, **named: Any) -> None:
+                patch.setattr(tcp_state, "install", install)
+                mover.host.lose("eth0")
+                install(*arguments, **named)
+
+            patch.setattr(tcp_state, "install", without_network)
+            departed = mover.depart(target)
+        assert isinstance(departed, Failed)
+        assert not departed.lost, departed.reason
+
+        mover.host.gain("eth0")
+        assert isinstance(hand_over(mover, other, target), Moved)
+        assert mover.tuple == target
+        conversation.finish()
+
+
+def test_dead_connection_is_reported_as_lost(network: Network) -> None:
+    with Conversation(network, 4, socket.AF_INET6) as conversation:
+        client = conversation.ends["client"]
+        with Process.of(conversation.client.pid).take(client.connection.fd) as sock:
+            tcp_state.abort(sock)
+        outcome = client.depart(rebound(conversation.before, ("saddr",), 4))
+        assert isinstance(outcome, Failed)
+        assert outcome.lost
+        assert outcome.reason == "TCP has given the connection up"
+
+
+def _other(side: str) -> str:
+    return "server" if side == "client" else "client"
