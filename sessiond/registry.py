@@ -16,6 +16,9 @@ from sessiond.rebind.engine import Connection, Engine
 
 log = logging.getLogger("sessiond.session")
 
+LOGGED_ONE_BY_ONE = 32
+"""Sessions to which the same happens at once; of more, the log says how many."""
+
 Deliver = Callable[[dict[str, Any]], None]
 
 
@@ -49,6 +52,7 @@ class Registry:
     """
 
     def __init__(self, engine: Engine, unwatch: Callable[[int], None]) -> None:
+        self._reports: list[tuple[ef.Report, Owner | None]] = []
         self._loop = asyncio.get_running_loop()
         self._engine = engine
         self._unwatch = unwatch
@@ -95,10 +99,22 @@ class Registry:
 
     def report(self, report: ef.Report) -> None:
         """Log it, and tell who listens, once what is urgent has been done."""
-        self._loop.call_soon(self._tell, report, self.owners.get(report.handle))
+        if not self._reports:
+            self._loop.call_soon(self._tell_all)
+        self._reports.append((report, self.owners.get(report.handle)))
+
+    def _tell_all(self) -> None:
+        reports, self._reports = self._reports, []
+        kinds = Counter(report.kind for report, _ in reports)
+        for report, owner in reports:
+            if kinds[report.kind] <= LOGGED_ONE_BY_ONE:
+                _log(report, self._engine.name)
+            self._tell(report, owner)
+        for kind, count in kinds.items():
+            if count > LOGGED_ONE_BY_ONE:
+                _log_many(kind, [report for report, _ in reports if report.kind == kind])
 
     def _tell(self, report: ef.Report, owner: Owner | None) -> None:
-        _log(report, self._engine.name)
         if self.subscriptions and owner is not None:
             event = self._event(report)
             for listener in list(self.subscriptions):
@@ -136,8 +152,21 @@ class Registry:
         return event
 
 
+def _level(kind: str) -> int:
+    return logging.WARNING if kind in ("failed", "lost", "waiting") else logging.INFO
+
+
+def _log_many(kind: str, reports: list[ef.Report]) -> None:
+    """Thousands of sessions move for one reason: one line a batch, with its worst."""
+    gaps = [report.gap for report in reports if report.gap is not None]
+    worst = f", gap up to {_ms(max(gaps))}ms" if gaps else ""
+    first = reports[0]
+    text = f"{len(reports)} sessions {kind}, the first {first.session.hex()[:8]}: {first.tuple}"
+    log.log(_level(kind), "%s%s", text, worst)
+
+
 def _log(report: ef.Report, engine: str) -> None:
-    level = logging.WARNING if report.kind in ("failed", "lost", "waiting") else logging.INFO
+    level = _level(report.kind)
     if not log.isEnabledFor(level):
         return
     peer = report.name or report.tuple.remote.address
