@@ -332,9 +332,7 @@ class Repair:
         Args:
             held: nothing leaves yet.
         """
-        if notes.held is not None and (
-            notes.target is not None or notes.held.local == new.tuple.local
-        ):
+        if notes.target is not None or notes.held == new.tuple:
             notes.let_go()
         live = False
         try:

@@ -8,10 +8,12 @@ from typing import Any
 
 import pytest
 
-from sessiond.core.outcomes import Failed
+from sessiond.core.outcomes import Departed, Failed
+from sessiond.core.tuples import FourTuple
+from sessiond.rebind import linux as lx
 from sessiond.rebind import tcp_state
 from sessiond.rebind.process import Process
-from tests.netns.moves_support import Moved, hand_over
+from tests.netns.moves_support import End, Moved, deliver, hand_over
 from tests.netns.test_thesis import Conversation, Network, rebound
 from tests.netns.thesis_support import thesis_network
 from tests.support.lab import Lab, missing
@@ -67,6 +69,39 @@ def test_dead_connection_is_reported_as_lost(network: Network) -> None:
         assert isinstance(outcome, Failed)
         assert outcome.lost
         assert outcome.reason == "TCP has given the connection up"
+
+
+@pytest.mark.parametrize("side", ["client", "server"])
+@pytest.mark.parametrize("version", [4, 6], ids=["IPv4", "IPv6"])
+def test_tombstone_stays_where_the_peer_still_is(network: Network, version: int, side: str) -> None:
+    """The mover tries one path after the other; the peer knows of none and goes on sending."""
+    with Conversation(network, version, socket.AF_INET6) as conversation:
+        mover, other = conversation.ends[side], conversation.ends[_other(side)]
+        home = mover.tuple
+        for what in (("daddr",), ("saddr",), ("saddr", "daddr")):
+            there = rebound(conversation.before, what, version)
+            departed = mover.depart(there if side == "client" else there.mirrored())
+            assert isinstance(departed, Departed), departed
+            before = mover.host.counters()["Tcp.OutRsts"]
+            _send_segment(other, home.mirrored())
+            deliver(other, mover, home.mirrored())
+            assert mover.host.counters()["Tcp.OutRsts"] == before, f"the peer was reset: {what}"
+        mover.retreat()
+        assert mover.tuple == home
+        conversation.finish()
+
+
+def _send_segment(end: End, where: FourTuple) -> None:
+    """A duplicate of what the end sent last, as a late one would come, and wait until it did."""
+    process = Process.of(end.connection.process.pid)
+    with process.take(end.connection.fd) as sock, end.host.entered():
+        # Leaving repair mode sends a window probe (tcp_send_window_probe()).
+        reuse = sock.getsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR)
+        assert tcp_state.tuple_of(sock) == where
+        sock.setsockopt(socket.IPPROTO_TCP, lx.TCP_REPAIR, 1)
+        sock.setsockopt(socket.IPPROTO_TCP, lx.TCP_REPAIR, 0)
+        if reuse:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
 
 
 def _other(side: str) -> str:
