@@ -89,18 +89,15 @@ def test_list_as_json_without_sessions_is_an_empty_array(daemon: FakeDaemon) -> 
     assert json.loads(output("list", "--json")) == []
 
 
-def test_list_of_a_thousand_sessions_answers_in_150_ms(daemon: FakeDaemon) -> None:
-    """The fastest of some runs: what it takes, without what else this machine does."""
+def test_list_of_a_thousand_sessions_needs_no_slow_import(daemon: FakeDaemon) -> None:
+    """It must answer in 150 ms, which ``python -m tests.bench batch`` measures."""
     daemon.add(1000)
-    fastest = float("inf")
-    for _ in range(20):
-        began = time.perf_counter()
-        listed = output("list")
-        fastest = min(fastest, time.perf_counter() - began)
-        assert len(listed.splitlines()) == 1001
-        if fastest < 0.15:
-            return
-    pytest.fail(f"{fastest * 1000:.0f} ms")
+    timed = [sys.executable, "-X", "importtime", *SESSIONCTL[1:], "list"]
+    done = subprocess.run(timed, capture_output=True, text=True, check=True, timeout=30)
+    imported = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines()}
+    assert len(done.stdout.splitlines()) == 1001
+    assert "libhsock.client" in imported
+    assert not imported & {"asyncio", "msgspec", "pyroute2", "dns", "ssl"}
 
 
 # show
