@@ -90,7 +90,9 @@ class Process:
     @property
     def alive(self) -> bool:
         """False once it has ended (a zombie has ended)."""
-        return not select.select([self.pidfd], [], [], 0)[0]
+        poll = select.poll()
+        poll.register(self.pidfd, select.POLLIN)
+        return not poll.poll(0)
 
     def take(self, fd: int, family: int = -1) -> socket.socket:
         """A descriptor of our own for one of its sockets (pidfd_getfd(2)).

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import fcntl
 import os
 import socket
 from collections import defaultdict
@@ -25,7 +24,7 @@ from typing import TypeVar
 
 from sessiond.core.outcomes import Arrived, Departed, Failed, Followed
 from sessiond.core.tuples import Endpoint, FourTuple
-from sessiond.rebind import filters, tcp_state
+from sessiond.rebind import facts, filters, tcp_state
 from sessiond.rebind import linux as lx
 from sessiond.rebind.engine import Connection, Facts
 from sessiond.rebind.ports import InterfaceOf, Ports, Unbindable
@@ -126,18 +125,16 @@ class Repair:
         """
         connection = Connection(process, fd, lx.cookie(sock), family=sock.family)
         try:
-            self._refuse(sock, connection)
+            facts.require_movable(sock)
+            _take(connection).close()
             with _still([] if quiet else [connection]) as running:
                 if running:
                     raise running[process]
                 local_isn, remote_isn = tcp_state.isns(sock)
             where = tcp_state.tuple_of(sock)
         except (OSError, CannotStop, tcp_state.Unmovable) as error:
-            nowhere = FourTuple(lx.NOWHERE, lx.NOWHERE)
-            with contextlib.suppress(OSError):
-                nowhere = tcp_state.tuple_of(sock)
-            return connection, Facts(nowhere, 0, 0, frozenset(), _reason(error))
-        return connection, Facts(where, local_isn, remote_isn, _versions(sock), None)
+            return connection, Facts(facts.whereabouts(sock), 0, 0, frozenset(), _reason(error))
+        return connection, Facts(where, local_isn, remote_isn, facts.versions(sock), None)
 
     def enroll(self, batch: Sequence[Connection]) -> list[Failed | None]:
         """The session is mobile from now on: let no silence end the connection."""
@@ -235,6 +232,7 @@ class Repair:
     # One connection, its process stopped
 
     def _depart(self, sock: socket.socket, notes: Notes, target: FourTuple) -> Departed:
+        facts.require_version(sock, target)
         self._ports.require_path(target)
         state = _dump(sock, notes)
         peer_window = state.window.snd_wnd or notes.peer_window
@@ -284,6 +282,7 @@ class Repair:
     ) -> Followed:
         if notes.followed is not None and notes.followed[:2] == (target, rcv_nxt):
             return notes.followed[2]  # a Moved was lost; the mover may have received more since
+        facts.require_version(sock, target)
         self._ports.require_path(target)
         state = _dump(sock, notes)
         trimmed = state.trimmed(rcv_nxt)
@@ -493,22 +492,6 @@ class Repair:
             if notes.guard is Guard.OWN and not notes.moved:
                 _end(sock, connection)
 
-    @staticmethod
-    def _refuse(sock: socket.socket, connection: Connection) -> None:
-        """Raise ``Unmovable`` for what this engine does not move."""
-        if sock.family not in (socket.AF_INET, socket.AF_INET6) or sock.type != socket.SOCK_STREAM:
-            raise tcp_state.Unmovable("it is not a TCP socket")
-        if sock.getsockopt(lx.SOL_SOCKET, socket.SO_PROTOCOL) != lx.IPPROTO_TCP:
-            raise tcp_state.Unmovable("it is a multipath TCP socket (MPTCP moves by itself)")
-        with _take(connection):
-            pass
-        tcp_state.require_established(lx.info(sock).state)
-        upper = sock.getsockopt(lx.IPPROTO_TCP, lx.TCP_ULP, 16).rstrip(b"\0").decode()
-        if upper:
-            raise tcp_state.Unmovable(f"the kernel's {upper} works on top of it")
-        if not _in_this_namespace(sock):
-            raise tcp_state.Unmovable("it is in another network namespace than this daemon")
-
 
 class _Lost(Exception):
     """The connection could not be put back on its old tuple."""
@@ -573,25 +556,6 @@ def _end_if_open(sock: socket.socket, connection: Connection) -> bool:
 
 def _taken(error: OSError) -> bool:
     return error.errno in (errno.EADDRINUSE, errno.EADDRNOTAVAIL)
-
-
-def _versions(sock: socket.socket) -> frozenset[int]:
-    if sock.family == socket.AF_INET:
-        return frozenset((4,))
-    if sock.getsockopt(lx.IPPROTO_IPV6, socket.IPV6_V6ONLY):
-        return frozenset((6,))
-    return frozenset((4, 6))
-
-
-SIOCGSKNS = 0x894C
-
-
-def _in_this_namespace(sock: socket.socket) -> bool:
-    theirs = fcntl.ioctl(sock.fileno(), SIOCGSKNS)
-    try:
-        return os.path.samestat(os.fstat(theirs), os.stat("/proc/thread-self/ns/net"))
-    finally:
-        os.close(theirs)
 
 
 def _reason(error: BaseException) -> str:

@@ -141,6 +141,7 @@ class Net:
                 listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
             listener.bind(("::" if family == socket.AF_INET6 else "0.0.0.0", port))
             listener.listen(64)
+            self.listener = listener
             port = listener.getsockname()[1]
         with self.left.entered():
             client = self.undo.enter_context(socket.socket(family, socket.SOCK_STREAM))

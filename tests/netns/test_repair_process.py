@@ -18,6 +18,7 @@ import pytest
 from sessiond.rebind import linux as lx
 from sessiond.rebind.process import CannotStop, Process, Shared, stopped
 from tests.netns.repair_support import (
+    OTHER,
     App,
     Ends,
     Net,
@@ -99,7 +100,10 @@ def test_an_application_notices_nothing(net: Net, what: tuple[str, ...], side: s
             if version != ends.where(side).local.version:
                 remote = addresses(version, 2 if side == "left" else 1)
                 new = target(new, remote=remote)
-            ends.move(side, new) if number % 2 else ends.move(*mirrored(side, new))
+            if number % 2:
+                ends.move(side, new)
+            else:
+                ends.move(OTHER[side], new.mirrored())
             data = noise(2000, number)
             mine.sendall(data)
             assert receive(mine, len(data), 2) == data
@@ -109,11 +113,6 @@ def test_an_application_notices_nothing(net: Net, what: tuple[str, ...], side: s
         line = app.line()
         assert line.startswith(f"echoed {total}")
         assert app.process.wait(10) == 0
-
-
-def mirrored(side: str, new: object) -> tuple[str, object]:
-    """The same move, made by the other end."""
-    return {"left": "right", "right": "left"}[side], new.mirrored()  # type: ignore[attr-defined]
 
 
 def test_threads_are_held_and_let_go(net: Net) -> None:
