@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import socket
 from ipaddress import ip_interface
 from typing import NamedTuple
 
@@ -11,6 +13,11 @@ from sessiond.rebind import tcp_state
 from sessiond.rebind.process import Process
 from sessiond.rebind.repair import Repair
 from tests.support.host import Host
+
+
+ATTEMPTS = 20
+BUSY = "does not stop"
+"""What the reason says where a process was not stopped in time; these machines are small."""
 
 
 class Refused(NamedTuple):
@@ -81,9 +88,14 @@ class End:
         self._one("retreat")
 
     def _one(self, step: str) -> None:
-        with self.host.entered():
-            (outcome,) = getattr(self.engine, step)([self.connection])
-        assert outcome is None, outcome
+        for _ in range(ATTEMPTS):
+            with self.host.entered():
+                (outcome,) = getattr(self.engine, step)([self.connection])
+            if outcome is None:
+                return
+            assert not outcome.lost, outcome
+            assert BUSY in outcome.reason, outcome
+        raise AssertionError(outcome)
 
     def _interface_of(self, address: str) -> str | None:
         for uplink in self.host.uplinks.values():
@@ -92,24 +104,52 @@ class End:
         return None
 
 
+def deliver(sender: End, receiver: End, path: FourTuple) -> None:
+    """A message between the two daemons on a path: what was sent there before it has arrived.
+
+    Args:
+        path: as the sender sees it; a datagram takes it, as messages of the daemons do.
+    """
+    family = socket.AF_INET6 if path.local.version == 6 else socket.AF_INET
+    with receiver.host.entered():
+        inbox = socket.socket(family, socket.SOCK_DGRAM)
+    with sender.host.entered():
+        outbox = socket.socket(family, socket.SOCK_DGRAM)
+    with inbox, outbox:
+        inbox.bind((path.remote.address, 0))
+        outbox.bind((path.local.address, 0))
+        inbox.settimeout(0.05)
+        for _ in range(ATTEMPTS):
+            outbox.sendto(b"", inbox.getsockname()[:2])
+            with contextlib.suppress(TimeoutError):
+                inbox.recv(1)
+                return
+        raise AssertionError(f"nothing arrives on {path}")
+
+
 def hand_over(mover: End, other: End, target: FourTuple) -> Moved | Refused:
     """One move by request.
 
     Args:
         target: the new tuple, as the mover sees it.
     """
+    deliver(mover, other, target)  # Prepare
     other.shield()
+    deliver(other, mover, target.mirrored())  # Prepared
     departed = mover.depart(target)
     if isinstance(departed, Failed):
         assert not departed.lost, departed.reason
         other.settle()
         return Refused(departed.reason)
+    deliver(mover, other, target)  # Move
     followed = other.follow(departed)
+    deliver(other, mover, target.mirrored())  # Moved, or Refused
     if isinstance(followed, Failed):
         assert not followed.lost, followed.reason
         mover.retreat()
         other.settle()
         return Refused(followed.reason)
     resent = followed.resent + mover.arrive(followed)
+    deliver(mover, other, target)  # Settled
     other.settle()
     return Moved(departed.pending, resent)

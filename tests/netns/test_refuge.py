@@ -11,7 +11,7 @@ import pytest
 from sessiond.core.outcomes import Departed, Failed
 from sessiond.core.tuples import FourTuple
 from sessiond.rebind import linux as lx
-from sessiond.rebind import tcp_state
+from sessiond.rebind import ports, tcp_state
 from sessiond.rebind.process import Process
 from tests.netns.moves_support import End, Moved, deliver, hand_over
 from tests.netns.test_thesis import Conversation, Network, rebound
@@ -57,6 +57,33 @@ def test_network_gone_in_the_middle_of_a_step(
         mover.host.gain("eth0")
         assert isinstance(hand_over(mover, other, target), Moved)
         assert mover.tuple == target
+        conversation.finish()
+
+
+@pytest.mark.parametrize("version", [4, 6], ids=["IPv4", "IPv6"])
+def test_route_changed_in_the_middle_of_a_step(
+    network: Network, monkeypatch: pytest.MonkeyPatch, version: int
+) -> None:
+    """What was to be the route's source is not, by the time of the connect."""
+    with Conversation(network, version, socket.AF_INET6) as conversation:
+        client, server = conversation.ends["client"], conversation.ends["server"]
+        home = server.tuple
+        target = rebound(conversation.before, ("daddr",), version).mirrored()
+        with monkeypatch.context() as patch:
+
+            def routed(self: Any, sock: socket.socket, wanted: FourTuple, *rest: Any) -> None:
+                sock.bind(("::", wanted.local.port))
+                sock.connect(lx.sockaddr(sock.family, wanted.remote))
+                patch.undo()
+
+            for way in ("_connect_fixed", "_connect_locked"):
+                patch.setattr(ports.Ports, way, routed)
+            departed = server.depart(target)
+        assert isinstance(departed, Failed)
+        assert "the routes changed meanwhile" in departed.reason
+        assert server.tuple == home
+        server.settle()
+        assert isinstance(hand_over(server, client, target), Moved)
         conversation.finish()
 
 
