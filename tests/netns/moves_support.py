@@ -14,7 +14,6 @@ from sessiond.rebind.process import Process
 from sessiond.rebind.repair import Repair
 from tests.support.host import Host
 
-
 ATTEMPTS = 20
 BUSY = "does not stop"
 """What the reason says where a process was not stopped in time; these machines are small."""

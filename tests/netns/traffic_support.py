@@ -6,7 +6,6 @@ import hashlib
 import random
 import socket
 import threading
-import time
 from typing import NamedTuple
 
 from sessiond.rebind import linux as lx
