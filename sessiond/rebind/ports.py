@@ -112,7 +112,7 @@ class Ports:
             elif target.local.port in self._ephemeral and self._is_sharable(target, source):
                 self._connect_ephemeral(sock, target, source, old)
             else:
-                self._connect_fixed(sock, target, source)
+                self._connect_fixed(sock, target, source, old)
         local = lx.endpoint(sock.getsockname())
         if local != target.local:
             why = f"the routes changed meanwhile: to {target.remote.address} they gave {local}"
@@ -163,9 +163,7 @@ class Ports:
         except OSError as error:
             if error.errno != errno.EADDRNOTAVAIL:
                 raise
-            if old is not None and target.local.port != old.local.port:
-                self._require_free(target)
-            self._connect_fixed(sock, target, source)
+            self._connect_fixed(sock, target, source, old)
 
     def _is_sharable(self, target: FourTuple, source: _Source) -> bool:
         """Whether nobody has bound the port. Asked only where the address would be bound next,
@@ -187,10 +185,16 @@ class Ports:
         try:
             self.hold(target).close()
         except OSError as error:
+            if error.errno != errno.EADDRNOTAVAIL:
+                raise
             raise Unbindable(errno.EADDRINUSE, f"{target} is taken on this host") from error
 
-    def _connect_fixed(self, sock: socket.socket, target: FourTuple, source: _Source) -> None:
+    def _connect_fixed(
+        self, sock: socket.socket, target: FourTuple, source: _Source, old: FourTuple | None
+    ) -> None:
         """On a port that is the socket's from now on."""
+        if old not in (None, target):
+            self._require_free(target)
         if source is _Source.ROUTED or self._steer(target):
             sock.bind((_any(sock), target.local.port))
             self._connect_wildcard(sock, target, source)
