@@ -21,7 +21,6 @@ from __future__ import annotations
 import errno
 import socket
 import struct
-from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 from sessiond.core.tuples import FourTuple
@@ -50,8 +49,7 @@ class Unmovable(Exception):
     """This connection can't be taken out of the kernel; the message says why."""
 
 
-@dataclass(frozen=True, slots=True)
-class TcpState:
+class TcpState(NamedTuple):
     """One end of an established connection. Sequence numbers are 32-bit."""
 
     tuple: FourTuple
@@ -109,16 +107,16 @@ class TcpState:
             beyond = ahead - len(self.send_queue)
             raise ValueError(f"the peer claims {beyond} bytes never sent to it")
         snd_una = (self.snd_una + ahead) & 0xFFFFFFFF
-        return replace(self, snd_una=snd_una, snd_nxt=snd_una, send_queue=self.send_queue[ahead:])
+        return self._replace(snd_una=snd_una, snd_nxt=snd_una, send_queue=self.send_queue[ahead:])
 
     def rewound(self) -> TcpState:
         """As if nothing was ever transmitted; to be let out only after ``trimmed``."""
-        return replace(self, snd_nxt=self.snd_una)
+        return self._replace(snd_nxt=self.snd_una)
 
     def transmitted_to(self, snd_nxt: int) -> TcpState:
         """Undo a rewinding: transmitted was everything up to here, if that is more."""
         more = (snd_nxt - self.snd_nxt) & 0xFFFFFFFF
-        return replace(self, snd_nxt=snd_nxt) if 0 < more <= self.unsent else self
+        return self._replace(snd_nxt=snd_nxt) if 0 < more <= self.unsent else self
 
     def toward(self, new: FourTuple, snd_wnd: int) -> TcpState:
         """The same connection between other endpoints.
@@ -129,7 +127,7 @@ class TcpState:
         window = self.window._replace(
             snd_wnd=snd_wnd, max_window=max(self.window.max_window, snd_wnd)
         )
-        return replace(self, tuple=new, window=window)
+        return self._replace(tuple=new, window=window)
 
 
 def tuple_of(sock: socket.socket) -> FourTuple:
@@ -250,7 +248,7 @@ def install(
             mode again.
     """
     buffers = _Buffers(sock) if state.send_queue or state.receive_queue else None
-    lx.disconnect(sock)
+    lx.disconnect(sock, clear_error=False)  # the connect does
     if sock.getsockopt(lx.IPPROTO_TCP, lx.TCP_FASTOPEN_CONNECT):
         # Or the connect is deferred to the first write (tcp_fastopen_defer_connect()).
         sock.setsockopt(lx.IPPROTO_TCP, lx.TCP_FASTOPEN_CONNECT, 0)
