@@ -12,8 +12,6 @@ import fcntl
 import os
 import socket
 import struct
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import NamedTuple
 
 from sessiond.core.tuples import Endpoint
@@ -83,22 +81,6 @@ def disconnect(sock: socket.socket, *, clear_error: bool = True) -> None:
         raise OSError(number, os.strerror(number))
     if clear_error:
         sock.getsockopt(SOL_SOCKET, socket.SO_ERROR)
-
-
-@contextmanager
-def aside(sock: socket.socket) -> Iterator[None]:
-    """Bound to the loopback device, so that what comes from elsewhere does not find the socket."""
-    before = sock.getsockopt(SOL_SOCKET, socket.SO_BINDTODEVICE, 16).rstrip(b"\0")
-    sock.setsockopt(SOL_SOCKET, socket.SO_BINDTODEVICE, b"lo\0")
-    try:
-        yield
-    finally:
-        try:
-            sock.setsockopt(SOL_SOCKET, socket.SO_BINDTODEVICE, before + b"\0")
-        except OSError:
-            # It must not stay there, whatever is to become of the step.
-            sock.setsockopt(SOL_SOCKET, socket.SO_BINDTODEVICE, before + b"\0")
-            raise
 
 
 def push(sock: socket.socket) -> None:

@@ -251,6 +251,7 @@ class Repair:
             notes.guard, notes.target = Guard.LOCK, target
         else:
             target = self._move_or_spare(sock, notes, state, target, any_port)
+            self._bury(notes, state.tuple, target)
             pending = False
         notes.peer_window = peer_window
         return Departed(state.rcv_nxt, state.receive_window, pending, target)
@@ -303,7 +304,6 @@ class Repair:
         self, sock: socket.socket, notes: Notes, state: TcpState, target: FourTuple, any_port: bool
     ) -> FourTuple:
         """Move, window closed; to another port where this one is taken and need not be kept."""
-        self._bury(sock, notes, state.tuple)
         try:
             self._move(sock, notes, state, state.toward(target, 0), Guard.SHIELD, held=True)
         except OSError as error:
@@ -312,7 +312,6 @@ class Repair:
                 raise
             target = target._replace(local=spare)
             state = _dump(sock, notes)
-            self._bury(sock, notes, state.tuple)
             self._move(sock, notes, state, state.toward(target, 0), Guard.SHIELD, held=True)
         return target
 
@@ -389,8 +388,6 @@ class Repair:
             yield FourTuple(ours, Endpoint(address, left.remote.port)), Guard.LOCK
 
     def _put(self, sock: socket.socket, notes: Notes, state: TcpState) -> None:
-        if notes.held == state.tuple:
-            notes.let_go()
         sock.setsockopt(lx.IPPROTO_TCP, lx.TCP_REPAIR, lx.REPAIR_ON)
         tcp_state.install(sock, state, self._ports, foreign=True)
         notes.attach(sock, notes.guard)
@@ -414,18 +411,15 @@ class Repair:
             notes.hold(target, self._ports.hold(target))
         return target
 
-    def _bury(self, sock: socket.socket, notes: Notes, leaving: FourTuple) -> None:
-        """Set a tombstone, so that the kernel does not answer for the tuple with RSTs.
-
-        It is there before the socket has left: there may be two on a tuple if one of them is bound
-        to another device (inet_match()), and what comes in finds the later one.
+    def _bury(self, notes: Notes, vacated: FourTuple, target: FourTuple) -> None:
+        """Set a tombstone, so that the kernel does not answer for the vacated tuple with RSTs.
 
         None is set where nothing can arrive any more, or no descriptor is left for it: then the
         peer's shield alone must do.
         """
-        if notes.held is None:
-            with lx.aside(sock), contextlib.suppress(OSError):
-                notes.hold(leaving, self._ports.hold(leaving, foreign=True))
+        if vacated != target and notes.held is None:
+            with contextlib.suppress(OSError):
+                notes.hold(vacated, self._ports.hold(vacated, foreign=True))
 
     # Borrowing sockets
 
