@@ -7,7 +7,6 @@ asm-generic/{socket,ioctls}.h.
 from __future__ import annotations
 
 import ctypes
-import errno
 import fcntl
 import os
 import socket
@@ -174,8 +173,3 @@ def endpoint(address: tuple[str, int] | tuple[str, int, int, int]) -> Endpoint:
 def cookie(sock: socket.socket) -> int:
     """The kernel's name of a socket, never reused."""
     return int.from_bytes(sock.getsockopt(SOL_SOCKET, SO_COOKIE, 8), "little")
-
-
-def unsupported(error: OSError) -> bool:
-    """The kernel does not know this option."""
-    return error.errno in (errno.ENOPROTOOPT, errno.EOPNOTSUPP)
