@@ -13,13 +13,15 @@ from typing import Any
 from sessiond.core import events as ev
 from sessiond.core import messages as m
 from sessiond.core.association import Announcement, Association
+from sessiond.core.binding import adopt, begin
 from sessiond.core.effects import Answer, Effect, Report, Resolve, Step
+from sessiond.core.inputs import Incoming, Kind, Shielded
 from sessiond.core.network import Network
 from sessiond.core.outbox import Outbox
 from sessiond.core.paths import Policy, better, candidates, usable
 from sessiond.core.session import Session, State
 from sessiond.core.table import Pair, Table, pair
-from sessiond.core.transitions import Incoming, Kind, Shielded, adopt, begin, step
+from sessiond.core.transitions import step
 from sessiond.core.tuples import Endpoint, FourTuple
 
 HANDOVER_STEPS = frozenset(("depart", "arrive", "follow"))
@@ -331,6 +333,12 @@ class Core:
             **details,
         )
         self.out.effect(report)
+
+    def answer(self, session: Session, error: str | None) -> None:
+        """Tell whoever asked for the move, if anybody did; None: it is made."""
+        ticket, session.ticket = session.ticket, None
+        if ticket is not None:
+            self.out.effect(Answer(ticket, error))
 
     def resolve(self, session: Session) -> None:
         """Look the peer's name up again, once for all sessions that wait for it."""

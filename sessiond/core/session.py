@@ -31,7 +31,7 @@ class State(Enum):
 
 @dataclass(slots=True, eq=False)
 class Session:
-    """All the core knows of one session. Only ``transitions`` changes it."""
+    """All the core knows of one session. Only the rows of ``transitions`` change it."""
 
     handle: int
     id: bytes
@@ -103,3 +103,8 @@ class Session:
     def mobile(self) -> bool:
         """Whether the session follows its hosts."""
         return self.state not in (State.PLAIN, State.BINDING, State.CLOSED)
+
+    def await_no_answer(self) -> None:
+        """Its Move is answered, or given up."""
+        if self.association is not None:
+            self.association.outstanding.discard(self.handle)

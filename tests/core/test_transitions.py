@@ -8,9 +8,10 @@ import pytest
 
 from sessiond.core import events as ev
 from sessiond.core import messages as m
+from sessiond.core.inputs import Kind, Shielded
 from sessiond.core.outcomes import Arrived, Departed, Failed, Followed
 from sessiond.core.session import State
-from sessiond.core.transitions import IGNORED, TRANSITIONS, Kind, Shielded
+from sessiond.core.transitions import IGNORED, TRANSITIONS
 
 FROM_THE_NETWORK = tuple(Kind)
 FROM_PEERS = (m.Prepare, m.Prepared, m.Move, m.Moved, m.Settled, m.Refused, m.Close, m.Bound)

@@ -6,7 +6,7 @@ import signal
 
 import pytest
 
-from sessiond.core.transitions import BIND_ATTEMPTS
+from sessiond.core.binding import BIND_ATTEMPTS
 from tests.netns import apps
 from tests.netns.session_support import World, task_states
 from tests.support.capture import capture

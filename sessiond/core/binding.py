@@ -1,0 +1,109 @@
+"""BINDING: two daemons agree that a connection is a session."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from sessiond.core import messages as m
+from sessiond.core.association import INITIAL_RTO
+from sessiond.core.ending import stay_plain
+from sessiond.core.inputs import Incoming
+from sessiond.core.moving import rest
+from sessiond.core.session import Session, State
+from sessiond.core.tuples import Endpoint
+
+if TYPE_CHECKING:
+    from sessiond.core.machine import Core
+
+BIND_ATTEMPTS = 6
+
+
+def begin(core: Core, session: Session) -> None:
+    """A new session: the end that dialled asks the peer, the end that accepted is asked."""
+    session.state = State.BINDING
+    if session.role == "accept":
+        session.reason = "the peer has not asked for a session (no sessiond there?)"
+    else:
+        session.initiator = True
+        session.reason = "the peer's sessiond has not answered yet"
+        send_bind(core, session)
+
+
+def send_bind(core: Core, session: Session) -> None:
+    """Ask, and ask again when no answer comes."""
+    local, remote = session.tuple
+    proof = m.proof("bind", session.id, session.isn_local, session.isn_remote)
+    bind = m.Bind(
+        session.id, session.handle, local, remote, proof, tuple(session.versions), core.addresses()
+    )
+    core.out.message(Endpoint(remote.address, core.port), local.address, bind)
+    session.sent_at = core.now if session.attempts == 0 else session.sent_at
+    core.table.set_deadline(session, core.now + INITIAL_RTO * 2**session.attempts)
+    session.attempts += 1
+
+
+def repeat_bind(core: Core, session: Session, event: Any) -> None:
+    if session.attempts < BIND_ATTEMPTS:
+        send_bind(core, session)
+    else:
+        asked = Endpoint(session.tuple.remote.address, core.port)
+        stay_plain(core, session, f"no sessiond answered at {asked}")
+
+
+def bind_refused(core: Core, session: Session, incoming: Incoming) -> None:
+    stay_plain(core, session, f"the peer refused the session: {incoming.entry.reason}")
+
+
+def bound(core: Core, session: Session, incoming: Incoming) -> None:
+    answer: m.Bound = incoming.message
+    if not m.proves(answer.proof, "bound", session.id, session.isn_local, session.isn_remote):
+        core.refused["bound without proof"] += 1
+        return
+    once = session.attempts == 1
+    establish(core, session, incoming, answer.own, answer.versions, answer.addresses)
+    if once and session.association is not None:
+        session.association.sample(core.now - session.sent_at)
+
+
+def adopt(core: Core, session: Session, incoming: Incoming) -> None:
+    """The other end's Bind for a connection of ours, proven."""
+    bind: m.Bind = incoming.message
+    if session.state is State.BINDING:
+        if session.initiator and session.id > bind.session:
+            return  # both ends asked, not knowing who dialled: the greater id is the session's
+        session.initiator = False
+        core.table.rename(session, bind.session)
+        establish(core, session, incoming, bind.handle, bind.versions, bind.addresses)
+    if session.state is State.PLAIN:
+        refused = m.RefusedEntry(bind.handle, 0, session.reason or "not mobile")
+        to, via = incoming.event.source, incoming.event.via
+        core.out.entry(to, via, m.Refused, refused)
+    elif session.mobile and session.id == bind.session:
+        proof = m.proof("bound", session.id, session.isn_local, session.isn_remote)
+        answer = m.Bound(
+            bind.handle, session.handle, proof, tuple(session.versions), core.addresses()
+        )
+        core.out.message(incoming.event.source, incoming.event.via, answer)
+
+
+def establish(
+    core: Core,
+    session: Session,
+    incoming: Incoming,
+    peer_handle: int,
+    versions: tuple[int, ...],
+    addresses: tuple[str, ...],
+) -> None:
+    """Both ends agree that this connection is this session."""
+    event = incoming.event
+    association = core.table.association(event.host, event.source)
+    association.heard(event.source, event.via, event.counter)
+    association.addresses = addresses
+    core.table.bind(session, association)
+    session.peer_handle = peer_handle
+    session.peer_versions = frozenset(versions)
+    session.reason = None
+    core.table.set_deadline(session, None)
+    core.run(session, "enroll")
+    rest(core, session)
+    core.report(session, "bound")
