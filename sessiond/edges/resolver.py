@@ -20,6 +20,7 @@ import dns.asyncresolver
 import dns.exception
 import dns.message
 import dns.name
+import dns.nameserver
 import dns.rdatatype
 import dns.resolver
 
@@ -243,6 +244,7 @@ class Resolver:
                     raise
             if self._nameservers:
                 resolver.nameservers = self._nameservers
+            resolver.nameservers = [_Nameserver(str(one)) for one in resolver.nameservers]
             self._dns = resolver
         return self._dns
 
@@ -298,6 +300,15 @@ class Resolver:
         if targets[0][0] == ".":
             raise NoAddress(f"{name} says that it does not offer {service}", [str(records[0])])
         return targets, answer.expires
+
+
+class _Nameserver(dns.nameserver.Do53Nameserver):
+    """Signs what it answers: dnspython's NXDOMAIN doesn't tell who said so."""
+
+    async def async_query(self, *args: Any, **options: Any) -> dns.message.Message:
+        response = await super().async_query(*args, **options)
+        response.nameserver = self.address  # type: ignore[attr-defined]
+        return response
 
 
 class _Watched:
@@ -394,9 +405,9 @@ def _failure(what: str, error: Exception) -> _Answer:
         responses: dict[dns.name.Name, Any] = error.kwargs["responses"]
         tried = [f"{qname} {what.partition(' ')[2]}: no such name" for qname in responses]
         ttl = min(response.resolve_chaining().minimum_ttl for response in responses.values())
-        return _negative(
-            NoSuchName(f"{what.split()[0]}: no such name; check its spelling", tried), ttl
-        )
+        servers = ", ".join(dict.fromkeys(one.nameserver for one in responses.values()))
+        message = f"{what.split()[0]}: no such name, says {servers}; check its spelling"
+        return _negative(NoSuchName(message, tried), ttl)
     return _Answer((), time.monotonic() + FAILURE_TTL, _problem(what, error))
 
 

@@ -220,7 +220,7 @@ async def test_an_answer_too_large_for_udp_is_complete(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "service", "version", "error", "says"),
     [
-        ("nowhere.test", "7000", 0, NoSuchName, "spelling"),
+        ("nowhere.test", "7000", 0, NoSuchName, f"says {KNOT}; check its spelling"),
         ("empty.test", "7000", 0, NoAddress, "IPv6 or IPv4"),
         ("v4only.test", "7000", 6, NoAddress, "no IPv6 address"),
         ("loop.test", "7000", 0, ServersFailed, "alias"),
@@ -399,6 +399,18 @@ async def test_the_memory_is_bounded() -> None:
         assert server.asked == {"A": 40}
         await asked.resolve("name19.test", "7000", 4)
         assert server.asked == {"A": 40}
+
+
+@in_own_network
+async def test_the_nameserver_that_denied_a_name_is_told(tmp_path: Path) -> None:
+    conf = tmp_path / "resolv.conf"
+    async with liar(addresses(rcode=dns.rcode.SERVFAIL)) as broken, knot(tmp_path):
+        conf.write_text(f"nameserver {LIAR}\nnameserver {KNOT}\n")
+        with pytest.raises(NoSuchName) as caught:
+            await Resolver(resolv_conf=str(conf)).resolve("nowhere.test", "7000", 4)
+        assert broken.asked
+        assert f"says {KNOT};" in str(caught.value)
+        assert LIAR not in str(caught.value)
 
 
 @in_own_network
