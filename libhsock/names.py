@@ -59,7 +59,9 @@ class Target(NamedTuple):
 
     def unanswered(self, error: OSError | UnicodeError) -> HsockError:
         """What an error of getaddrinfo() means."""
-        why = error.strerror if isinstance(error, OSError) else "not a host name"
+        if isinstance(error, UnicodeError):
+            return UsageError(f"{self.name!r} is no host name: {error}")
+        why = error.strerror
         if not any_address():
             return NoLocalAddress(
                 f"{self} can't be looked up: no interface of this host has an address",
@@ -69,14 +71,16 @@ class Target(NamedTuple):
 
 
 def target(address: tuple[str, int | str], family: wire.Family = 0, srv: bool = False) -> Target:
-    """Check what the application asked. Raises UsageError, NameNotResolved."""
+    """Check what the application asked, a name by RFC 1035 section 2.3.4. Raises UsageError."""
     name, service = address
     if isinstance(service, int) and not 0 <= service < 65536:
         raise UsageError(f"{service} is no port")
     if family not in _FAMILIES:
         raise UsageError("family is 0, 4 or 6")
     if not 0 < len(name) < 254:
-        raise NameNotResolved(f"{name[:64]!r} is no host name: it has {len(name)} characters")
+        raise UsageError(f"{name[:64]!r} is no host name: it has {len(name)} characters")
+    if not all(0 < len(label) < 64 for label in name.removesuffix(".").split(".")):
+        raise UsageError(f"{name!r} is no host name: between its dots are 1 to 63 characters")
     return Target(name, str(service), family, srv)
 
 

@@ -127,6 +127,8 @@ async def test_without_a_daemon() -> None:
         await close(writer)
         with pytest.raises(NameNotResolved):
             await libhsock.open_connection("no.invalid", port)
+        with pytest.raises(UsageError, match="no host name"):
+            await libhsock.open_connection("a..b", port)
 
 
 async def test_the_ways_to_fail(fake: FakeDaemon) -> None:

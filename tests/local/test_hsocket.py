@@ -387,10 +387,31 @@ def test_name_not_resolved(fake: FakeDaemon) -> None:
 
 
 @pytest.mark.usefixtures("no_daemon")
-@pytest.mark.parametrize("name", ["no.invalid", "a..b", "x" * 70 + ".test", "", "y" * 300])
-def test_name_not_resolved_without_a_daemon(name: str) -> None:
+def test_name_not_resolved_without_a_daemon() -> None:
     with pytest.raises(NameNotResolved):
+        libhsock.create_connection(("no.invalid", 80))
+
+
+NO_NAMES = ["a..b", ".", ".test", "x" * 64 + ".test", "", "y." * 150]
+
+
+@pytest.mark.parametrize("name", NO_NAMES)
+def test_what_cannot_be_a_name_is_the_callers_fault(fake: FakeDaemon, name: str) -> None:
+    with pytest.raises(UsageError, match="no host name"):
         libhsock.create_connection((name, 80))
+    assert fake.calls == []
+
+
+@pytest.mark.usefixtures("no_daemon")
+@pytest.mark.parametrize("name", [*NO_NAMES, "\ufffd.test"])
+def test_what_cannot_be_a_name_without_a_daemon(name: str) -> None:
+    with pytest.raises(UsageError, match="no host name"):
+        libhsock.create_connection((name, 80))
+
+
+@pytest.mark.parametrize("name", ["server.test", "server.test."])
+def test_a_name_may_end_with_the_root(name: str) -> None:
+    assert names.target((name, 80)).name == name
 
 
 def test_could_not_connect(fake: FakeDaemon) -> None:
