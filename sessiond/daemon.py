@@ -70,7 +70,7 @@ class Daemon:
         )
         self._engine = Repair(self._interface_of)
         self._codec = PeerCodec(host)
-        self._udp = PeerUdp(config.peer.port, self._datagram)
+        self._udp = PeerUdp(config.peer.port, self._datagram, self._unreachable)
         self._destroyed = DestroyWatch(self._socket_destroyed)
         self._registry = Registry(self._engine, self._destroyed.unwatch)
         self._network = NetworkWatch(
@@ -185,6 +185,10 @@ class Daemon:
             return
         for message in messages:
             self._inbox.post(ev.Received(host, source, via, counter, message))
+
+    def _unreachable(self, quoted: bytes, to: Endpoint, via: str) -> None:
+        if self._codec.wrote(quoted):
+            self._inbox.post(ev.Unreachable(to, via))
 
     def _socket_destroyed(self, cookie: int) -> None:
         handle = self._registry.by_cookie.get(cookie)

@@ -89,6 +89,13 @@ class PeerCodec:
         if parts:
             yield self._datagram(parts)
 
+    def wrote(self, beginning: bytes) -> bool:
+        """Whether these bytes begin a datagram of ours.
+
+        It takes knowing this host's identity, which it has told its peers only.
+        """
+        return beginning.startswith(_FOUR + msgpack.packb((VERSION, self.host))[1:])
+
     def decode(self, datagram: bytes) -> Datagram:
         """Read one datagram.
 
@@ -112,12 +119,12 @@ class PeerCodec:
         self.counter += 1
         head: bytes = msgpack.packb((VERSION, self.host, self.counter))
         # The same array with one more element: its messages, which are packed already.
-        body = bytes((0x94,)) + head[1:]
-        return b"".join((body, _PACKER.pack_array_header(len(parts)), *parts))
+        return b"".join((_FOUR, head[1:], _PACKER.pack_array_header(len(parts)), *parts))
 
 
 _ROOM = MAX_DATAGRAM - 40
 _PACKER = msgpack.Packer()
+_FOUR: bytes = _PACKER.pack_array_header(4)
 _OUTER = tuple[int, bytes, int, tuple[Any, ...]]
 
 

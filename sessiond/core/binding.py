@@ -16,6 +16,9 @@ if TYPE_CHECKING:
     from sessiond.core.machine import Core
 
 BIND_ATTEMPTS = 6
+REFUSAL_PAUSE = 1.0
+"""Seconds from the first ICMP port unreachable to the Bind after which one more is believed: the
+peer's daemon may just be starting again."""
 
 
 def begin(core: Core, session: Session) -> None:
@@ -25,6 +28,7 @@ def begin(core: Core, session: Session) -> None:
         session.reason = "the peer has not asked for a session (no sessiond there?)"
     else:
         session.initiator = True
+        core.table.ask(session)
         session.reason = "the peer's sessiond has not answered yet"
         send_bind(core, session)
 
@@ -48,6 +52,19 @@ def repeat_bind(core: Core, session: Session, event: Any) -> None:
     else:
         asked = Endpoint(session.tuple.remote.address, core.port)
         stay_plain(core, session, f"no sessiond answered at {asked}")
+
+
+def unreachable(core: Core, session: Session, event: Any) -> None:
+    """Nothing listens at the peer's host, it says: ask once more, and believe it."""
+    if session.refused_at is None:
+        session.refused_at = core.now
+        core.table.set_deadline(session, core.now + REFUSAL_PAUSE)
+    elif core.now >= session.refused_at + REFUSAL_PAUSE:
+        reason = (
+            f"no sessiond at {session.tuple.remote.address}: the host answered that nothing "
+            f"listens on UDP port {core.port} (ICMP port unreachable)"
+        )
+        stay_plain(core, session, reason)
 
 
 def bind_refused(core: Core, session: Session, incoming: Incoming) -> None:

@@ -63,6 +63,19 @@ class Received:
     message: Message
 
 
+@dataclass(frozen=True, slots=True)
+class Unreachable:
+    """A host answers our messages with ICMP port unreachable (RFC 792, RFC 4443 section 3.1).
+
+    It quotes what we sent, and is not authenticated.
+    """
+
+    to: Endpoint
+    """Where nothing listens."""
+    via: str
+    """The local address that was sent from."""
+
+
 class Result(NamedTuple):
     """The engine's report on one session."""
 
@@ -110,6 +123,7 @@ Event = (
     | Ended
     | NetworkChanged
     | Received
+    | Unreachable
     | StepDone
     | RebindAsked
     | Resolved

@@ -284,6 +284,10 @@ class Core:
             else:
                 step(self, session, Incoming(event, message, entry))
 
+    def _unreachable(self, event: ev.Unreachable) -> None:
+        for session in list(self.table.asking.get((event.via, event.to.address), ())):
+            step(self, session, event)
+
     # The engine, names and time
 
     def _step_done(self, event: ev.StepDone) -> None:
@@ -355,6 +359,7 @@ _HANDLERS: dict[type, Callable[[Core, Any], None]] = {
     ev.Ended: Core._ended,
     ev.NetworkChanged: Core._network_changed,
     ev.Received: Core._received,
+    ev.Unreachable: Core._unreachable,
     ev.StepDone: Core._step_done,
     ev.RebindAsked: Core._rebind_asked,
     ev.Resolved: Core._resolved,

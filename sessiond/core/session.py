@@ -82,6 +82,8 @@ class Session:
     pending: bool = False
     since: float = 0.0
     """When the event came that set the move off."""
+    refused_at: float | None = None
+    """When the peer's host first answered a Bind with ICMP port unreachable."""
     sent_at: float = 0.0
     """When the request that waits for its answer was first sent (for the round trip)."""
     moved_at: float = float("-inf")

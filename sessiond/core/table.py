@@ -22,6 +22,8 @@ class Table:
         self.by_id: dict[bytes, Session] = {}
         self.by_tuple: dict[FourTuple, Session] = {}
         self.by_pair: dict[Pair, set[Session]] = {}
+        self.asking: dict[Pair, set[Session]] = {}
+        """Those whose Bind waits for its answer."""
         self.associations: dict[bytes, Association] = {}
         self._deadlines: list[tuple[float, int, Session | Association]] = []
         self._order = itertools.count()
@@ -51,14 +53,20 @@ class Table:
         session.tuple = new
         self._index(session)
 
+    def ask(self, session: Session) -> None:
+        """Note that a session asks its peer, until it is bound or unbound."""
+        _put(self.asking, session)
+
     def bind(self, session: Session, association: Association) -> None:
         """Put a session into an association."""
+        _take(self.asking, session)
         session.association = association
         association.sessions.add(session.handle)
         self.associations[association.host] = association
 
     def unbind(self, session: Session) -> None:
         """Take a session out of its association."""
+        _take(self.asking, session)
         association, session.association = session.association, None
         if association is not None:
             association.sessions.discard(session.handle)
@@ -98,19 +106,27 @@ class Table:
 
     def _index(self, session: Session) -> None:
         self.by_tuple[session.tuple] = session
-        self.by_pair.setdefault(pair(session.tuple), set()).add(session)
+        _put(self.by_pair, session)
 
     def _unindex(self, session: Session) -> None:
         if self.by_tuple.get(session.tuple) is session:
             del self.by_tuple[session.tuple]
-        key = pair(session.tuple)
-        peers = self.by_pair.get(key)
-        if peers is not None:
-            peers.discard(session)
-            if not peers:
-                del self.by_pair[key]
+        _take(self.by_pair, session)
 
 
 def pair(tuple_: FourTuple) -> Pair:
     """The addresses of a tuple."""
     return tuple_.local.address, tuple_.remote.address
+
+
+def _put(index: dict[Pair, set[Session]], session: Session) -> None:
+    index.setdefault(pair(session.tuple), set()).add(session)
+
+
+def _take(index: dict[Pair, set[Session]], session: Session) -> None:
+    key = pair(session.tuple)
+    found = index.get(key)
+    if found is not None:
+        found.discard(session)
+        if not found:
+            del index[key]

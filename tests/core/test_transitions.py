@@ -32,6 +32,8 @@ def possible() -> list[tuple[State, object]]:
     pairs += itertools.product(alive, FROM_THE_NETWORK)
     pairs += itertools.product(alive, FROM_CLIENTS)
     pairs += itertools.product(ASSOCIATED, FROM_PEERS)
+    # ICMP is not authenticated: only who asks for a session hears it (``Table.asking``).
+    pairs += [(State.BINDING, ev.Unreachable)]
     pairs += [(State.BINDING, m.Bound), (State.BINDING, m.Refused), (State.PLAIN, m.Bound)]
     pairs += [(state, Shielded) for state in ASSOCIATED]
     # Timers run where something is waited for.
