@@ -11,6 +11,8 @@ import fcntl
 import os
 import socket
 import struct
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import NamedTuple
 
 from sessiond.core.tuples import Endpoint
@@ -55,6 +57,8 @@ SIOCINQ = 0x541B
 SIOCOUTQ = 0x5411
 SIOCOUTQNSD = 0x894B
 
+IFNAMSIZ = 16
+
 TCP_ESTABLISHED, TCP_CLOSE = 1, 7
 TCPI_OPT_TIMESTAMPS, TCPI_OPT_SACK, TCPI_OPT_WSCALE = 1, 2, 4
 TCPOPT_MSS, TCPOPT_WINDOW, TCPOPT_SACK_PERM, TCPOPT_TIMESTAMP = 2, 3, 4, 8
@@ -80,6 +84,28 @@ def disconnect(sock: socket.socket, *, clear_error: bool = True) -> None:
         raise OSError(number, os.strerror(number))
     if clear_error:
         sock.getsockopt(SOL_SOCKET, socket.SO_ERROR)
+
+
+@contextmanager
+def aside(sock: socket.socket) -> Iterator[None]:
+    """Let another socket come onto the tuple of this one.
+
+    Two may be there if this one is bound to a device and the other is not (inet_match()); what
+    arrives finds the later one.
+    """
+    bound = sock.getsockopt(SOL_SOCKET, socket.SO_BINDTODEVICE, IFNAMSIZ).strip(b"\0")
+    if not bound:
+        sock.setsockopt(SOL_SOCKET, socket.SO_BINDTODEVICE, b"lo\0")
+    try:
+        yield
+    finally:
+        if not bound:
+            try:
+                sock.setsockopt(SOL_SOCKET, socket.SO_BINDTODEVICE, b"\0")
+            except OSError:
+                # It must not stay there, whatever is to become of the step.
+                sock.setsockopt(SOL_SOCKET, socket.SO_BINDTODEVICE, b"\0")
+                raise
 
 
 def push(sock: socket.socket) -> None:

@@ -127,13 +127,17 @@ class Ports:
             helper.bind((local.address, 0))
             return Endpoint(local.address, helper.getsockname()[1])
 
-    def hold(self, target: FourTuple, *, foreign: bool = False) -> socket.socket:
+    def hold(
+        self, target: FourTuple, *, foreign: bool = False, beside: bool = False
+    ) -> socket.socket:
         """A silent socket on a tuple: it keeps others off, and the kernel from answering for it.
 
         Closing it sends nothing: it stays in repair mode (tcp_close()).
 
         Args:
             foreign: the local address need not be this host's.
+            beside: there is a connection on it still. If that alone has bound the port, the port
+                must be free when it has left: this is refused, EADDRINUSE.
 
         Raises:
             OSError: EADDRNOTAVAIL the tuple is taken, EMFILE, and what else connect(2) says.
@@ -143,7 +147,10 @@ class Ports:
         try:
             filters.lock(holder)
             holder.setsockopt(lx.IPPROTO_TCP, lx.TCP_REPAIR, lx.REPAIR_ON)
-            if not (target.local.port in self._ephemeral and _occupy(holder, target, foreign)):
+            ephemeral = target.local.port in self._ephemeral
+            if not (ephemeral and _occupy(holder, target, foreign)):
+                if ephemeral and beside:
+                    raise Unbindable(errno.EADDRINUSE, f"port {target.local.port} is bound")
                 # As if it had been there: nothing of another IP version is left in it.
                 self.connect(holder, target, target, foreign)
         except BaseException:

@@ -91,6 +91,26 @@ class Notes:
         self.let_go()
         self.held, self.holder = held, holder
 
+    @contextmanager
+    def making_way(self, to: FourTuple, interface_of: InterfaceOf) -> Iterator[None]:
+        """Let the connection come onto the held tuple while that is still held.
+
+        A socket bound to a device is no rival to one that is not (inet_match()), and until that is
+        there, it goes on taking what arrives by the device.
+        """
+        if self.held == to and self.holder is not None:
+            interface = interface_of(to.local.address) or ""
+            try:
+                device = interface.encode() + b"\0"
+                self.holder.setsockopt(lx.SOL_SOCKET, socket.SO_BINDTODEVICE, device)
+            except OSError:
+                interface = ""  # it has just gone
+            if not interface:
+                self.let_go()
+        yield
+        if self.held == to:
+            self.let_go()
+
     def let_go(self) -> None:
         """Give up the tuple that is held; silent, the holder is in repair mode."""
         if self.holder is not None:
@@ -111,6 +131,7 @@ class Repair:
     name = "repair"
 
     def __init__(self, interface_of: InterfaceOf = lambda address: None) -> None:
+        self._interface_of = interface_of
         self._ports = Ports(interface_of)
 
     def inspect(
@@ -241,17 +262,17 @@ class Repair:
             target = target._replace(local=target.local._replace(port=state.tuple.local.port))
         pending = True
         if target == state.tuple:
-            # The two ends can reach each other on it all the time. So that R_a and R_b are final,
-            # this end stays locked and, its window closed, silent.
-            self._move(sock, notes, state, state.rewound().toward(target, 0), Guard.LOCK, held=True)
-            notes.target = target
+            # The peer is on it too and perhaps knows of nothing: were the socket apart for an
+            # instant, its segments would be answered with RST. So that R_a and R_b are final, this
+            # end stays where it is, locked and, its window closed, silent.
+            tcp_state.close_window(sock, state)
+            notes.guard, notes.moved, notes.target = Guard.LOCK, True, target
         elif state.transmitted:
-            tcp_state.resume(sock, state.reuse)
+            tcp_state.leave(sock, state)
             target = self._reserve(notes, state, target, any_port)
             notes.guard, notes.target = Guard.LOCK, target
         else:
             target = self._move_or_spare(sock, notes, state, target, any_port)
-            self._bury(notes, state.tuple, target)
             pending = False
         notes.peer_window = peer_window
         return Departed(state.rcv_nxt, state.receive_window, pending, target)
@@ -295,15 +316,20 @@ class Repair:
 
     def _retreat(self, sock: socket.socket, connection: Connection) -> None:
         notes: Notes = connection.notes
-        state = _dump(sock, notes)
-        back = state.toward(notes.origin, state.window.snd_wnd or notes.peer_window)
-        self._move(sock, notes, state, back, Guard.OWN, foreign=True)
+        if tcp_state.tuple_of(sock) == notes.origin:
+            tcp_state.open_window(sock, notes.peer_window)
+        else:
+            state = _dump(sock, notes)
+            back = state.toward(notes.origin, state.window.snd_wnd or notes.peer_window)
+            self._move(sock, notes, state, back, Guard.OWN, foreign=True)
         _end(sock, connection)
 
     def _move_or_spare(
         self, sock: socket.socket, notes: Notes, state: TcpState, target: FourTuple, any_port: bool
     ) -> FourTuple:
         """Move, window closed; to another port where this one is taken and need not be kept."""
+        vacated = state.tuple
+        self._bury(notes, vacated, sock)
         try:
             self._move(sock, notes, state, state.toward(target, 0), Guard.SHIELD, held=True)
         except OSError as error:
@@ -313,6 +339,7 @@ class Repair:
             target = target._replace(local=spare)
             state = _dump(sock, notes)
             self._move(sock, notes, state, state.toward(target, 0), Guard.SHIELD, held=True)
+        self._bury(notes, vacated)
         return target
 
     def _move(
@@ -331,11 +358,10 @@ class Repair:
         Args:
             held: nothing leaves yet.
         """
-        if notes.target is not None or notes.held == new.tuple:
-            notes.let_go()
         live = False
         try:
-            tcp_state.install(sock, new, self._ports, old=old.tuple, foreign=foreign)
+            with notes.making_way(new.tuple, self._interface_of):
+                tcp_state.install(sock, new, self._ports, old=old.tuple, foreign=foreign)
             live = True
             notes.attach(sock, guard)
             if not held:
@@ -343,6 +369,8 @@ class Repair:
         except BaseException as error:
             self._put_back(sock, notes, old, new, live, error)
             raise
+        if notes.target is not None:
+            notes.let_go()  # reserved, but the peer went elsewhere
         notes.guard, notes.moved, notes.target, notes.followed = guard, True, None, None
         notes.snd_nxt = old.snd_nxt
 
@@ -389,7 +417,8 @@ class Repair:
 
     def _put(self, sock: socket.socket, notes: Notes, state: TcpState) -> None:
         sock.setsockopt(lx.IPPROTO_TCP, lx.TCP_REPAIR, lx.REPAIR_ON)
-        tcp_state.install(sock, state, self._ports, foreign=True)
+        with notes.making_way(state.tuple, self._interface_of):
+            tcp_state.install(sock, state, self._ports, foreign=True)
         notes.attach(sock, notes.guard)
         if state.window.snd_wnd:
             tcp_state.let_out(sock, state)
@@ -411,15 +440,20 @@ class Repair:
             notes.hold(target, self._ports.hold(target))
         return target
 
-    def _bury(self, notes: Notes, vacated: FourTuple, target: FourTuple) -> None:
-        """Set a tombstone, so that the kernel does not answer for the vacated tuple with RSTs.
+    def _bury(self, notes: Notes, leaving: FourTuple, there: socket.socket | None = None) -> None:
+        """Set a tombstone, so that the kernel does not answer for the tuple with RSTs.
 
         None is set where nothing can arrive any more, or no descriptor is left for it: then the
         peer's shield alone must do.
+
+        Args:
+            there: the connection's socket, if it has not left yet.
         """
-        if vacated != target and notes.held is None:
-            with contextlib.suppress(OSError):
-                notes.hold(vacated, self._ports.hold(vacated, foreign=True))
+        if notes.held is not None:
+            return
+        beside = there is not None
+        with lx.aside(there) if there else contextlib.nullcontext(), contextlib.suppress(OSError):
+            notes.hold(leaving, self._ports.hold(leaving, foreign=True, beside=beside))
 
     # Borrowing sockets
 

@@ -109,10 +109,6 @@ class TcpState(NamedTuple):
         snd_una = (self.snd_una + ahead) & 0xFFFFFFFF
         return self._replace(snd_una=snd_una, snd_nxt=snd_una, send_queue=self.send_queue[ahead:])
 
-    def rewound(self) -> TcpState:
-        """As if nothing was ever transmitted; to be let out only after ``trimmed``."""
-        return self._replace(snd_nxt=self.snd_una)
-
     def transmitted_to(self, snd_nxt: int) -> TcpState:
         """Undo a rewinding: transmitted was everything up to here, if that is more."""
         more = (snd_nxt - self.snd_nxt) & 0xFFFFFFFF
@@ -226,6 +222,13 @@ def resume(sock: socket.socket, reuse: int, *, probe: bool = False) -> None:
         sock.setsockopt(lx.SOL_SOCKET, socket.SO_REUSEADDR, 1)
 
 
+def leave(sock: socket.socket, state: TcpState) -> None:
+    """After ``dump``: the connection goes on as it is."""
+    resume(sock, state.reuse)
+    if state.peek_offset >= 0:
+        sock.setsockopt(lx.SOL_SOCKET, lx.SO_PEEK_OFF, state.peek_offset)
+
+
 def install(
     sock: socket.socket,
     state: TcpState,
@@ -294,6 +297,19 @@ def let_out(sock: socket.socket, state: TcpState) -> None:
     """What was installed may leave now."""
     if state.send_queue or state.window.snd_wnd < SEGMENT:
         _open_window(sock, state.window.snd_wnd)
+
+
+def close_window(sock: socket.socket, state: TcpState) -> None:
+    """Leave a connection where it is, but send nothing new until ``open_window`` or ``install``.
+
+    What was transmitted may still be sent again, a segment at a time, by a retransmission timer.
+
+    Args:
+        sock: in repair mode, just dumped; it has left that afterwards.
+        state: the dump.
+    """
+    lx.set_window(sock, _settable(state.toward(state.tuple, 0)))
+    leave(sock, state)
 
 
 def open_window(sock: socket.socket, snd_wnd: int) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import socket
 from collections.abc import Iterator
 from typing import Any
@@ -72,6 +73,8 @@ def test_route_changed_in_the_middle_of_a_step(
         with monkeypatch.context() as patch:
 
             def routed(self: Any, sock: socket.socket, wanted: FourTuple, *rest: Any) -> None:
+                if wanted != target:
+                    raise OSError(errno.ENOBUFS, "not what is tested: the tombstone")
                 sock.bind(("::", wanted.local.port))
                 sock.connect(lx.sockaddr(sock.family, wanted.remote))
                 patch.undo()
