@@ -2,7 +2,9 @@
 
 __main__ -> daemon -> perform -> {edges, rebind} -> peer_codec -> core -> stdlib
 config <- daemon, __main__        edges never import each other
-libhsock.{wire, errors, client} <- edges/local, ctl      libhsock never imports sessiond
+libhsock.{wire, errors} <- edges/local      libhsock.{wire, errors, client} <- ctl
+libhsock never imports sessiond
+edges/local: server -> client -> {requests -> backend -> caller, channel -> descriptors}
 """
 
 from __future__ import annotations
@@ -35,6 +37,8 @@ FROM_CODEC = ("sessiond.peer_codec", "sessiond.core")
 FROM_EDGES = ("sessiond.edges", "sessiond.rebind", *FROM_CODEC)
 BESIDE_PERFORM = ("sessiond.registry", "sessiond.inbox", "sessiond.ratelimit")
 FROM_PERFORM = ("sessiond.perform", "sessiond.service", *BESIDE_PERFORM, *FROM_EDGES)
+FROM_CHANNEL = ("sessiond.edges.local.descriptors", "sessiond.edges.local.limits")
+FROM_BACKEND = ("sessiond.edges.local.backend", "sessiond.edges.local.caller")
 CLOCKS_AND_IO = (
     *("asyncio", "logging", "os", "select", "selectors", "signal"),
     *("socket", "subprocess", "threading", "time"),
@@ -52,7 +56,10 @@ ROOMS = [
     Room("sessiond.inbox", ("sessiond.core",)),
     Room("sessiond.config", others=("msgspec",)),
     Room("sessiond.ctl", ("sessiond.ctl", *PROTOCOL), ("click",)),
-    Room("sessiond.edges.local", (*FROM_CODEC, *PROTOCOL), ("msgspec",)),
+    Room("sessiond.edges.local.listener", ("libhsock.wire",)),
+    Room("sessiond.edges.local.channel", (*FROM_CHANNEL, "libhsock.wire", "libhsock.errors")),
+    Room("sessiond.edges.local.requests", (*FROM_BACKEND, "libhsock.wire", "libhsock.errors")),
+    Room("sessiond.edges.local", ("sessiond.edges.local", "libhsock.wire", "libhsock.errors")),
     Room("sessiond.edges", FROM_CODEC, ("asyncio_dgram", "pyroute2", "dns")),
     Room("sessiond.rebind", ("sessiond.rebind", *FROM_CODEC)),
     Room("sessiond.peer_codec", ("sessiond.core",), ("msgpack", "msgspec")),
@@ -125,7 +132,10 @@ def test_a_module_imports_only_what_its_floor_may(module: str, package: str, fil
         ("sessiond.edges.rtnl", "from sessiond.edges import resolver"),
         ("sessiond.edges.rtnl", "from . import resolver"),
         ("sessiond.edges.rtnl", "from libhsock import wire"),
-        ("sessiond.edges.local", "from libhsock import hsocket"),
+        ("sessiond.edges.local.client", "from libhsock import hsocket"),
+        ("sessiond.edges.local.client", "from sessiond.edges import resolver"),
+        ("sessiond.edges.local.channel", "from sessiond.edges.local.backend import Backend"),
+        ("sessiond.edges.local.requests", "from sessiond.edges.local.channel import Channel"),
         ("sessiond.rebind.repair", "from sessiond.edges import rtnl"),
         ("sessiond.perform", "from sessiond import daemon"),
         ("sessiond.ctl.sessions", "from sessiond.core import tuples"),

@@ -32,7 +32,9 @@ from libhsock.errors import (
     Refused,
     UsageError,
 )
-from sessiond.edges.local import Limits, LocalServer, flat, listen
+from sessiond.edges.local import Limits, LocalServer
+from sessiond.edges.local.listener import listen
+from sessiond.edges.local.requests import flat
 from tests.local.support import (
     MemoryBackend,
     Served,
@@ -184,7 +186,7 @@ def test_a_client_that_does_not_read_its_events_is_told_so(tmp_path: Path) -> No
 
 
 def _any_ending(served: Served) -> bool:
-    return any(client._ending for client in served.server._clients)
+    return any(client.ending for client in served.server._clients)
 
 
 def test_a_monitoring_connection_takes_no_further_requests(served: Served) -> None:
