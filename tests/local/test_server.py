@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import grp
 import logging
 import os
@@ -14,6 +15,7 @@ import struct
 import subprocess
 import sys
 import threading
+import weakref
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -183,6 +185,18 @@ def test_a_client_that_does_not_read_its_events_is_told_so(tmp_path: Path) -> No
             lazy.next()
         prompt.close()
         eventually(lambda: not served.backend.subscribers)
+
+
+def test_a_client_that_left_leaves_no_memory_to_collect(tmp_path: Path) -> None:
+    with serving(tmp_path) as served:
+        gc.disable()
+        try:
+            with greeted(served.path):
+                (client,) = served.run(lambda: [*map(weakref.ref, served.server._clients)])
+                assert client() is not None
+            eventually(lambda: client() is None)
+        finally:
+            gc.enable()
 
 
 def _any_ending(served: Served) -> bool:

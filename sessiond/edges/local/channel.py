@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import socket
+from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import Callable
 
 from libhsock import wire
 from libhsock.errors import ProtocolError
@@ -14,33 +14,32 @@ from sessiond.edges.local.descriptors import close_foreign
 from sessiond.edges.local.limits import Limits
 
 
-class Channel:
+class Channel(ABC):
     """A client's socket. While something waits to be sent, nothing is read from the client."""
 
-    def __init__(
-        self,
-        sock: socket.socket,
-        limits: Limits,
-        *,
-        readable: Callable[[], None],
-        stalled: Callable[[], None],
-        closed: Callable[[], None],
-    ) -> None:
-        """``readable`` is to ``receive``; ``stalled`` says that the client takes nothing, before
-        ``closed``, which is called once, says that nothing goes either way any more."""
+    def __init__(self, sock: socket.socket, limits: Limits) -> None:
         self.closed = False
         self.ending = False
         """Nothing more is read or said; what waits is still sent."""
         self._sock = sock
         self._limits = limits
-        self._readable = readable
-        self._stalled = stalled
-        self._on_close = closed
         self._waiting: deque[bytes] = deque()
         self._stall: asyncio.TimerHandle | None = None
         self._loop = asyncio.get_running_loop()
         sock.setblocking(False)
-        self._loop.add_reader(sock, readable)
+        self._loop.add_reader(sock, self.on_readable)
+
+    @abstractmethod
+    def on_readable(self) -> None:
+        """There is something to ``receive``."""
+
+    @abstractmethod
+    def on_stall(self) -> None:
+        """The client takes nothing of what waits; the channel is about to close."""
+
+    @abstractmethod
+    def on_close(self) -> None:
+        """Nothing goes either way any more. Called once."""
 
     def receive(self) -> wire.Packet:
         """The next packet. Raises as ``wire.receive`` does, BlockingIOError where there is none."""
@@ -68,7 +67,9 @@ class Channel:
             self._loop.call_soon(self.close)  # not now: the backend may be amid its subscribers
 
     def end(self, data: bytes) -> None:
-        """Send a last packet, then close."""
+        """Send a last packet, then close. Idempotent."""
+        if self.closed or self.ending:
+            return
         self._loop.remove_reader(self._sock)
         self.send(data)
         self.ending = True
@@ -92,7 +93,7 @@ class Channel:
         if self._stall is not None:
             self._stall.cancel()
         self._sock.close()
-        self._on_close()
+        self.on_close()
 
     def _writable(self) -> None:
         try:
@@ -111,7 +112,7 @@ class Channel:
         if self.ending:
             self.close()
         else:
-            self._loop.add_reader(self._sock, self._readable)
+            self._loop.add_reader(self._sock, self.on_readable)
 
     def _await_reader(self) -> None:
         if self._stall is not None:
@@ -119,7 +120,7 @@ class Channel:
         self._stall = self._loop.call_later(self._limits.stall, self._too_late)
 
     def _too_late(self) -> None:
-        self._stalled()
+        self.on_stall()
         self.close()
 
     def _drain(self) -> None:

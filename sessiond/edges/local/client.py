@@ -35,43 +35,27 @@ class Server(Protocol):
         """Log a client's fault."""
 
 
-class Client:
+class Client(Channel):
     """One connection."""
 
     def __init__(self, server: Server, sock: socket.socket, caller: Caller) -> None:
+        super().__init__(sock, server.limits)
         self.caller = caller
         self.tasks: set[asyncio.Task[Map]] = set()
         self._server = server
-        self._backend = server.backend
-        self._limits = server.limits
         self._requests = Requests(server.backend, caller)
-        self._loop = asyncio.get_running_loop()
         self._greeted = False
         self._unsubscribe: Callable[[], None] | None = None
-        self._greeting = self._loop.call_later(self._limits.greeting, self._not_greeted)
-        self._channel = Channel(
-            sock,
-            server.limits,
-            readable=self._readable,
-            stalled=functools.partial(self._too_late, "read"),
-            closed=self._closed,
-        )
+        self._greeting = self._loop.call_later(server.limits.greeting, self._not_greeted)
 
-    @property
-    def ending(self) -> bool:
-        """It is told no more than why it is closed."""
-        return self._channel.ending or self._channel.closed
-
-    def end(self, error: HsockError) -> None:
+    def refuse(self, error: HsockError) -> None:
         """Say why, then close."""
-        if not self.ending:
-            self._channel.end(wire.failure(0, error))
+        self.end(wire.failure(0, error))
 
-    def close(self) -> None:
-        """Idempotent."""
-        self._channel.close()
+    def on_stall(self) -> None:
+        self._late("read")
 
-    def _closed(self) -> None:
+    def on_close(self) -> None:
         self._greeting.cancel()
         for task in self.tasks:
             task.cancel()
@@ -80,7 +64,7 @@ class Client:
         os.close(self.caller.pidfd)
         self._server.forget(self)
 
-    def _readable(self) -> None:
+    def on_readable(self) -> None:
         sound = False
         try:
             self._read()
@@ -88,8 +72,9 @@ class Client:
         except BlockingIOError:
             sound = True
         except ProtocolError as error:
-            self._server.complain("pid %d, uid %d: %s", self.caller.pid, self.caller.uid, error)
-            self.end(error)
+            who = self.caller
+            self._server.complain("pid %d, uid %d: %s", who.pid, who.uid, error)
+            self.refuse(error)
             sound = True
         except OSError:
             pass  # it has gone
@@ -99,7 +84,7 @@ class Client:
                 self.close()
 
     def _read(self) -> None:
-        received = self._channel.receive()
+        received = self.receive()
         try:
             if not received.data:
                 return self.close()
@@ -111,7 +96,7 @@ class Client:
             except HsockError as error:
                 answer = wire.failure(request.id, error)
             if isinstance(answer, bytes):
-                self._channel.send(answer)
+                self.send(answer)
             else:
                 self._spawn(request.id, answer)
         finally:
@@ -131,7 +116,7 @@ class Client:
             raise Refused(f"{len(self.tasks)} requests of this connection are under way")
         if isinstance(call, wire.Monitor):
             scope = self.caller.scope
-            self._unsubscribe = self._backend.subscribe(scope, call.session, self._deliver)
+            self._unsubscribe = self._server.backend.subscribe(scope, call.session, self._deliver)
             return wire.reply(request.id, {})
         return self._requests.answer(request.id, call, fds)
 
@@ -154,30 +139,30 @@ class Client:
         if task.cancelled():
             return
         error = task.exception()
-        if self.ending:
+        if self.closed or self.ending:
             return
         if error is None:
-            self._channel.send(wire.reply(id, task.result()))
+            self.send(wire.reply(id, task.result()))
         elif isinstance(error, HsockError):
-            self._channel.send(wire.failure(id, error))
+            self.send(wire.failure(id, error))
         else:
             context = {"message": "a request failed in an unforeseen way", "exception": error}
             self._loop.call_exception_handler(context)
             self.close()
 
     def _deliver(self, event: Map) -> None:
-        if self.ending:
+        if self.closed or self.ending:
             return
-        if not self._channel.full:
-            self._channel.send(wire.notification(event))
+        if not self.full:
+            self.send(wire.notification(event))
             return
         overflow = wire.Event(session="", kind=wire.Kind.OVERFLOW.value, time=time.time())
-        self._channel.give_up(wire.notification(overflow.to_map()))
+        self.give_up(wire.notification(overflow.to_map()))
 
     def _not_greeted(self) -> None:
-        self._too_late("greet")
-        self.end(DaemonUnavailable("sessiond waited for hello in vain"))
+        self._late("greet")
+        self.refuse(DaemonUnavailable("sessiond waited for hello in vain"))
 
-    def _too_late(self, what: str) -> None:
+    def _late(self, what: str) -> None:
         who = self.caller
         self._server.complain("pid %d, uid %d did not %s in time", who.pid, who.uid, what)

@@ -107,9 +107,9 @@ class LocalServer:
         self._clients.add(client)
         self._uids[caller.uid] += 1
         if caller.uid != 0 and self._uids[caller.uid] > self._per_uid:
-            client.end(Refused(f"user {caller.uid} has {self._per_uid} connections to sessiond"))
+            client.refuse(Refused(f"user {caller.uid} has {self._per_uid} connections to sessiond"))
         elif len(self._clients) > self.limits.clients:
-            client.end(Refused(f"sessiond has its limit of {self.limits.clients} clients"))
+            client.refuse(Refused(f"sessiond has its limit of {self.limits.clients} clients"))
 
     def forget(self, client: Client) -> None:
         """A client is closed."""
