@@ -55,6 +55,7 @@ class Daemon:
         self._loop = asyncio.get_running_loop()
         self._inbox = Inbox(self._loop.time)
         self._rebinding: asyncio.Task[None] | None = None
+        self._told: ev.NetworkChanged | None = None
         self._malformed = 0
         self._stranger = RateLimit(STRANGER_LOGS_PER_SECOND)
 
@@ -200,7 +201,7 @@ class Daemon:
         if self._rebinding is not None and not self._rebinding.done():
             return  # it has still sockets to make, and takes this change in as well
         if set(after.addresses) <= set(before.addresses):
-            self._inbox.post(ev.NetworkChanged(after))
+            self._tell(after)
         self._rebinding = asyncio.create_task(self._follow_network())
 
     async def _follow_network(self) -> None:
@@ -209,7 +210,13 @@ class Daemon:
             await self._listen(current)
             if self._network.current == current:
                 break
-        self._inbox.post(ev.NetworkChanged(current))
+        self._tell(current)
+
+    def _tell(self, network: Network) -> None:
+        event = ev.NetworkChanged(network, self._network.settled)
+        if event != self._told:
+            self._told = event
+            self._inbox.post(event)
 
     async def _listen(self, network: Network) -> None:
         failed = await self._udp.listen(address.address for address in network.addresses)

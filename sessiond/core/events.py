@@ -47,6 +47,8 @@ class NetworkChanged:
     """The next snapshot of the host's network."""
 
     after: Network
+    settled: bool = True
+    """False: nothing was lost, and more may follow what was gained."""
 
 
 @dataclass(frozen=True, slots=True)

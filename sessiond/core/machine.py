@@ -69,6 +69,7 @@ class Core:
         self.now = 0.0
         self.out = Outbox()
         self._judged: dict[Pair, Kind] = {}
+        self._announced: tuple[str, ...] = ()
         self._early: OrderedDict[FourTuple, tuple[float, ev.Received]] = OrderedDict()
         self._resolving: set[str] = set()
         self._token = 0
@@ -131,15 +132,35 @@ class Core:
     # The network
 
     def _network_changed(self, event: ev.NetworkChanged) -> None:
-        before, self.network = self.network, event.after
+        self.network = event.after
         self._judged.clear()
+        if not event.settled:
+            for session in list(self.table.sessions.values()):
+                if session.state is State.WAITING and self._has_its_path(session):
+                    step(self, session, Kind.PATH)
+            return
         for sessions in list(self.table.by_pair.values()):
             for session in list(sessions):
                 step(self, session, self.judge(session))
-        if before.addresses != self.network.addresses:
+        if self._announced != self.addresses():
+            self._announced = self.addresses()
             for association in self.table.associations.values():
                 association.announcements = 0
                 self._announce(association)
+
+    def _has_its_path(self, session: Session) -> bool:
+        """Whether one without a path need not wait for the network to settle.
+
+        That is if what may follow can't make policy prefer the other family (another interface it
+        still would move to), and unless its paths come and go.
+        """
+        plan = self.plan(session)
+        if not plan or session.flaps:
+            return False
+        wanted = 6 if self.policy.prefer_ipv6 else session.tuple.remote.version
+        remotes = (session.tuple.remote, *(Endpoint(one, 0) for one in self._known(session)))
+        possible = session.versions & session.peer_versions & {one.version for one in remotes}
+        return plan[0].remote.version == wanted or wanted not in possible
 
     def judge(self, session: Session) -> Kind:
         """What the network as it is means for a session; the same for all on its addresses."""
@@ -166,12 +187,14 @@ class Core:
             remote: where the peer is known to be by now, if not where the tuple says.
         """
         current = session.tuple if remote is None else FourTuple(session.tuple.local, remote)
-        remotes = [current.remote.address]
-        if session.association is not None:
-            remotes += session.association.addresses + session.association.resolved
+        known = tuple(dict.fromkeys((current.remote.address, *self._known(session))))
         versions = session.versions & session.peer_versions
-        known = tuple(dict.fromkeys(remotes))
         return candidates(self.network, current, known, versions, self.policy, to=to)
+
+    def _known(self, session: Session) -> tuple[str, ...]:
+        """Where the peer is, by what it and its name have told."""
+        association = session.association
+        return () if association is None else association.addresses + association.resolved
 
     def better(self, session: Session) -> list[FourTuple]:
         """Paths that policy prefers to the one a session is on."""

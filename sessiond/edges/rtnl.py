@@ -70,8 +70,9 @@ class NetworkWatch:
 
     Args:
         on_change: called in the event loop with the snapshot it was last called with and the one
-            that holds now. With something lost: at once. With gains only: when nothing has
-            changed for ``gain_debounce``, or ``gain_limit`` after the first one.
+            that holds now. With something lost: at once. With gains only: at once, but not
+            ``settled``, unless something comes and goes; and when nothing has changed for
+            ``gain_debounce``, or ``gain_limit`` after the first one.
         gain_debounce, gain_limit: seconds.
         allow_loopback: count loopback addresses as usable (tests).
         max_routes: see ``Tables``.
@@ -103,6 +104,10 @@ class NetworkWatch:
         self._checked = float("-inf")
         self.current = Network()
         """What ``on_change`` was last told."""
+        self.settled = True
+        """False: that had gains only, and more may follow."""
+        self._flapping = False
+        """Something came and went since the kernel was last quiet: gains have to settle."""
         self.dumps = 0
         """How often the kernel was asked for everything."""
 
@@ -180,18 +185,26 @@ class NetworkWatch:
         return changed, doubtful
 
     def _consider(self) -> None:
-        """Report a loss; wait for more with gains."""
+        """Report a loss, and gains as what they are; wait for more."""
         after = self._tables.network()
         if after == self.current:
             return
         self._wait_for_quiet()
         if self.current.lost_in(after):
             self._doubtful = True
+            self._flapping |= not self.settled
             self._report(after)
+        elif not self._flapping:
+            self._report(after, settled=False)
 
-    def _report(self, after: Network) -> None:
-        before, self.current = self.current, after
+    def _report(self, after: Network, *, settled: bool = True) -> None:
+        before, self.current, self.settled = self.current, after, settled
         self._on_change(before, after)
+
+    def _report_settled(self) -> None:
+        after = self._tables.network()
+        if after != self.current or not self.settled:
+            self._report(after)
 
     # Quiet
 
@@ -207,10 +220,11 @@ class NetworkWatch:
             self._timer = self._loop.call_at(self._due, self._quiet)
             return
         self._timer = None
+        self._flapping = False
         if self._doubtful:
             self._start_check(then_report=True)
-        elif (after := self._tables.network()) != self.current:
-            self._report(after)
+        else:
+            self._report_settled()
 
     # Dumps
 
@@ -232,9 +246,8 @@ class NetworkWatch:
             self._check = None
             if self._events is not None:
                 self._loop.add_reader(self._events, self._readable)
-        after = self._tables.network()
-        if then_report and after != self.current:
-            self._report(after)
+        if then_report:
+            self._report_settled()
         else:
             self._consider()
 

@@ -35,12 +35,17 @@ SECOND_LINK = ("link add vc type veth peer name vd", "link set vd up", "link set
 class Changes(asyncio.Queue[tuple[Network, Network]]):
     """What was reported, in order; and when."""
 
+    watch: NetworkWatch
+
     def __init__(self) -> None:
         super().__init__()
         self.all: list[tuple[float, Network, Network]] = []
+        self.settled: list[tuple[float, Network]] = []
 
     def note(self, before: Network, after: Network) -> None:
         self.all.append((time.perf_counter(), before, after))
+        if self.watch.settled:
+            self.settled.append((time.perf_counter(), after))
         self.put_nowait((before, after))
 
     async def next(self) -> tuple[Network, Network]:
@@ -50,7 +55,7 @@ class Changes(asyncio.Queue[tuple[Network, Network]]):
 @asynccontextmanager
 async def watching(**options: Any) -> AsyncIterator[tuple[NetworkWatch, Changes]]:
     changes = Changes()
-    watch = NetworkWatch(changes.note, **options)
+    changes.watch = watch = NetworkWatch(changes.note, **options)
     try:
         await watch.start()
         yield watch, changes
@@ -161,30 +166,67 @@ async def test_the_end_of_a_nexthop_object_takes_its_routes_away() -> None:
 
 
 @in_own_network
-async def test_gains_are_reported_together_when_quiet() -> None:
+async def test_gains_settle_together_when_quiet() -> None:
     async with watching(gain_debounce=0.15) as (watch, changes):
         set_up()
         started = time.perf_counter()
-        before, after = await changes.next()
-        assert before == Network()
+        while not changes.settled:
+            before, after = await changes.next()
+            assert not before.lost_in(after)
         assert after.addresses == (V4, V6)
         assert set(after.routes) == {
             DEFAULT,
             Route("192.0.2.0/24", "va", 0),
             Route("2001:db8::/64", "va", 256),
         }
-        assert changes.all[0][0] - started > 0.1
+        assert changes.settled[0][0] - started > 0.1
         assert after == await watch.snapshot()
-        assert len(changes.all) == 1
+        assert len(changes.settled) == 1
 
 
 @in_own_network
-async def test_gains_that_never_end_are_reported_all_the_same() -> None:
+async def test_a_gain_is_reported_at_once_and_not_settled() -> None:
+    set_up()
+    async with watching(gain_debounce=NEVER) as (watch, changes):
+        command("ip addr add 192.0.2.7/24 dev va")
+        _, after = await changes.next()
+        assert Address("192.0.2.7", 24, "va") in after.addresses
+        command("ip route add 203.0.113.0/24 via 192.0.2.254")
+        _, after = await changes.next()
+        assert Route("203.0.113.0/24", "va", 0) in after.routes
+        assert not watch.settled
+
+
+@in_own_network
+async def test_what_comes_and_goes_has_to_settle() -> None:
+    set_up()
+    async with watching(gain_debounce=0.5) as (watch, changes):
+        for there in (False, True, False, True):
+            how = "add 2001:db8::1/64 dev va nodad" if there else "del 2001:db8::1/64 dev va"
+            command(f"ip addr {how}")
+            while there is not (V6 in watch.current.addresses):
+                await changes.next()
+        assert watch.settled
+
+
+@in_own_network
+async def test_gains_without_more_settle_as_they_are() -> None:
+    set_up()
+    async with watching(gain_debounce=0.05) as (watch, changes):
+        command("ip addr add 192.0.2.7/24 dev va")
+        _, gained = await changes.next()
+        before, after = await changes.next()
+        assert before == after == gained
+        assert watch.settled
+
+
+@in_own_network
+async def test_gains_that_never_end_settle_all_the_same() -> None:
     set_up()
     async with watching(gain_debounce=0.3, gain_limit=0.4) as (_, changes):
         number = 0
         async with asyncio.timeout(5):
-            while not changes.all:
+            while not changes.settled:
                 number += 1
                 command(f"ip addr add 10.0.{number // 250}.{1 + number % 250}/32 dev va")
                 await asyncio.sleep(0.01)
@@ -209,7 +251,8 @@ async def test_what_comes_back_before_it_was_missed_is_no_news() -> None:
         command("ip addr add 192.0.2.8/24 dev va")
         before, after = await changes.next()
         assert set(after.addresses) - set(before.addresses) == {Address("192.0.2.8", 24, "va")}
-        assert len(changes.all) == 1
+        await changes.next()
+        assert len(changes.settled) == len(changes.all) - 1
         assert after == await watch.snapshot()
 
 
@@ -226,7 +269,7 @@ async def test_a_flapping_address_is_no_flood_and_ends_right() -> None:
         for (_, _, told), (_, before, _) in zip(changes.all, changes.all[1:], strict=False):
             assert told == before
         # A gain takes 0.1 s of quiet or 0.5 s, and there is no loss without a gain before it.
-        assert len(changes.all) <= 2 + 2 * lasted / 0.1
+        assert len(changes.all) <= 3 + 3 * lasted / 0.1
         assert watch.current == await watch.snapshot()
 
 
