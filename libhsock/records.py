@@ -1,19 +1,15 @@
 """What the local protocol tells of: sessions, events, and the host's network.
 
-All are frozen dataclasses that travel as maps. They are part of the protocol's one definition and
-are used by their names in ``libhsock.wire``.
+They are part of the protocol's one definition and are used by their names in ``libhsock.wire``.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from enum import StrEnum
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any
 
-from libhsock import shape
-from libhsock.errors import ProtocolError
+from libhsock.shape import Shape
 
-R = TypeVar("R")
 Map = dict[str, Any]
 
 Name = Annotated[str, range(1, 256)]
@@ -47,27 +43,7 @@ class Kind(StrEnum):
     OVERFLOW = "overflow"
 
 
-class Shape:
-    """A dataclass that travels as a map."""
-
-    __slots__ = ()
-
-    @classmethod
-    def from_map(cls: type[R], value: object) -> R:
-        """Read leniently. Raises ProtocolError."""
-        try:
-            return shape.read(cls, value, strict=False)
-        except shape.ShapeError as error:
-            raise ProtocolError(f"a malformed {cls.__name__.lower()}: {error}") from None
-
-    def to_map(self) -> Map:
-        """The map that ``from_map`` reads."""
-        written: Map = shape.write(self)
-        return written
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Record(Shape):
+class Record(Shape, kw_only=True):
     """One session as ``list``, ``show``, ``attach`` and ``rebind`` tell it."""
 
     session: SessionId
@@ -100,8 +76,7 @@ class Record(Shape):
     rtt_ms: float | None = None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Event(Shape):
+class Event(Shape, kw_only=True):
     """What happened to a session."""
 
     session: str
@@ -119,10 +94,9 @@ class Event(Shape):
 
     def to_map(self) -> Map:
         """Without the fields that say nothing: events are many, and most fields are nil."""
-        return {name: value for name, value in shape.write(self).items() if value is not None}
+        return {name: value for name, value in super().to_map().items() if value is not None}
 
 
-@dataclass(frozen=True, slots=True)
 class Welcome(Shape):
     """The reply to ``hello``."""
 
@@ -133,7 +107,6 @@ class Welcome(Shape):
     """The caller sees and moves everybody's sessions."""
 
 
-@dataclass(frozen=True, slots=True)
 class Resolution(Shape):
     """The reply to ``resolve``."""
 
@@ -143,7 +116,6 @@ class Resolution(Shape):
     """Where they come from, for people: ``"dns"``, ``"srv"``, ``"hosts"``, ``"literal"``."""
 
 
-@dataclass(frozen=True, slots=True)
 class Page(Shape):
     """The reply to ``list``."""
 
@@ -152,7 +124,6 @@ class Page(Shape):
     """Give it as ``after`` for the next page; None: this was the last."""
 
 
-@dataclass(frozen=True, slots=True)
 class NetworkAddress(Shape):
     """A usable address of this host."""
 
@@ -161,7 +132,6 @@ class NetworkAddress(Shape):
     interface: str
 
 
-@dataclass(frozen=True, slots=True)
 class NetworkRoute(Shape):
     """A unicast route of this host's main table."""
 
@@ -170,7 +140,6 @@ class NetworkRoute(Shape):
     metric: int = 0
 
 
-@dataclass(frozen=True, slots=True)
 class NetworkView(Shape):
     """The reply to ``network``: what the daemon sees of this host's network."""
 
@@ -178,7 +147,6 @@ class NetworkView(Shape):
     routes: tuple[NetworkRoute, ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
 class Stats(Shape):
     """The reply to ``stats``."""
 
@@ -186,6 +154,5 @@ class Stats(Shape):
     """Each counter by its name, whole numbers as int."""
 
 
-@dataclass(frozen=True, slots=True)
 class Done(Shape):
     """The reply to requests that have nothing to tell but that they were done."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import os
 import socket
 import struct
@@ -11,7 +10,7 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from libhsock import wire
+from libhsock import shape, wire
 from libhsock.client import Client, EventStream
 from libhsock.errors import HsockError, NotFound, Refused
 from libhsock.eyeballs import text
@@ -220,7 +219,7 @@ class Session:
         record = self._as_plain("sessiond does not know the session any more")
         if not self._is_open():
             closed = State.CLOSED.value
-            record = dataclasses.replace(record, state=closed, reason="the connection has ended")
+            record = shape.replace(record, state=closed, reason="the connection has ended")
         return self._learn(record)
 
     def _forget(self) -> None:
@@ -229,7 +228,7 @@ class Session:
 
     def _as_plain(self, reason: str) -> Record:
         plain = State.PLAIN.value
-        return dataclasses.replace(
+        return shape.replace(
             self._record, state=plain, mobile=False, engine=None, reason=f"plain TCP: {reason}"
         )
 

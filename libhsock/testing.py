@@ -13,7 +13,6 @@ a thread. Connections are real; only their mobility is make-believe.
 
 from __future__ import annotations
 
-import dataclasses
 import os
 import socket
 import struct
@@ -24,7 +23,7 @@ import uuid
 from types import TracebackType
 from typing import Any, Protocol, Self
 
-from libhsock import wire
+from libhsock import shape, wire
 from libhsock.errors import HsockError, NameNotResolved, NotFound, Refused, UsageError
 from libhsock.fake_server import FakeServer
 from libhsock.wire import Event, Kind, Record, State
@@ -145,7 +144,7 @@ class FakeDaemon:
     def update(self, session: SessionLike, **fields: Any) -> Record:
         """Change what is told of a session, silently."""
         with self._lock:
-            record = dataclasses.replace(self.record(session), **fields)
+            record = shape.replace(self.record(session), **fields)
             self._records[record.session] = record
             return record
 

@@ -4,7 +4,7 @@ An AF_UNIX SOCK_SEQPACKET socket, one msgpack value a packet, in the arrays of m
 ``[0, id, method, params]`` is a request, ``[1, id, error, result]`` its reply, and
 ``[2, method, params]`` a notification. docs/local-protocol.md is the manual for other languages.
 
-Every request is a frozen dataclass that knows its method and what its reply holds, so that
+Every request is a type that knows its method and what its reply holds, so that
 ``client.call(Show("…"))`` is typed and both ends check against the same definition. Requests are
 read strictly, replies leniently: a newer daemon may say more, nobody may ask for more.
 """
@@ -12,8 +12,7 @@ read strictly, replies leniently: a newer daemon may say more, nobody may ask fo
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass, field
-from typing import Annotated, Any, ClassVar, Generic, Literal, NoReturn, TypeVar
+from typing import Annotated, Any, ClassVar, Generic, Literal, NamedTuple, NoReturn, TypeVar
 
 import msgpack
 
@@ -29,7 +28,7 @@ from libhsock.records import Done as Done
 from libhsock.records import Event as Event
 from libhsock.records import Kind as Kind
 from libhsock.records import Map as Map
-from libhsock.records import Name, SessionId, Shape
+from libhsock.records import Name, SessionId
 from libhsock.records import NetworkAddress as NetworkAddress
 from libhsock.records import NetworkRoute as NetworkRoute
 from libhsock.records import NetworkView as NetworkView
@@ -39,6 +38,7 @@ from libhsock.records import Resolution as Resolution
 from libhsock.records import State as State
 from libhsock.records import Stats as Stats
 from libhsock.records import Welcome as Welcome
+from libhsock.shape import Shape
 
 VERSION = 1
 DEFAULT_PATH = "/run/sessiond/sessiond.sock"
@@ -65,7 +65,6 @@ def socket_path() -> str:
 class Call(Shape, Generic[R]):
     """A request; ``R`` is what its reply holds."""
 
-    __slots__ = ()
     method: ClassVar[str]
     reply: ClassVar[type[Any]]
     repeatable: ClassVar[bool] = True
@@ -79,7 +78,6 @@ class Call(Shape, Generic[R]):
         return parsed
 
 
-@dataclass(frozen=True, slots=True)
 class Hello(Call[Welcome]):
     """First on every connection."""
 
@@ -89,7 +87,6 @@ class Hello(Call[Welcome]):
     versions: Annotated[tuple[int, ...], range(1, 17)] = (VERSION,)
 
 
-@dataclass(frozen=True, slots=True)
 class Resolve(Call[Resolution]):
     """The addresses of a name, best first."""
 
@@ -105,7 +102,6 @@ class Resolve(Call[Resolution]):
     """Ask for SRV records of the service first (RFC 2782)."""
 
 
-@dataclass(frozen=True, slots=True)
 class Attach(Call[Record]):
     """Make a session of the connected TCP socket that travels beside this packet.
 
@@ -122,7 +118,6 @@ class Attach(Call[Record]):
     service: Name | None = None
 
 
-@dataclass(frozen=True, slots=True)
 class List(Call[Page]):
     """The caller's sessions, a page at a time; an administrator's are everybody's."""
 
@@ -133,7 +128,6 @@ class List(Call[Page]):
     """The daemon may give fewer."""
 
 
-@dataclass(frozen=True, slots=True)
 class Show(Call[Record]):
     """One session."""
 
@@ -142,7 +136,6 @@ class Show(Call[Record]):
     session: SessionId
 
 
-@dataclass(frozen=True, slots=True)
 class Rebind(Call[Record]):
     """Move a session now; the reply comes when it has moved."""
 
@@ -155,7 +148,6 @@ class Rebind(Call[Record]):
     """A local address or an interface; None: the best there is."""
 
 
-@dataclass(frozen=True, slots=True)
 class Detach(Call[Done]):
     """Forget a session: the connection goes on as plain TCP."""
 
@@ -164,7 +156,6 @@ class Detach(Call[Done]):
     session: SessionId
 
 
-@dataclass(frozen=True, slots=True)
 class Monitor(Call[Done]):
     """From the reply on, tell what happens on this connection, which takes no further requests."""
 
@@ -174,7 +165,6 @@ class Monitor(Call[Done]):
     """None: all the caller may see."""
 
 
-@dataclass(frozen=True, slots=True)
 class Network(Call[NetworkView]):
     """What the daemon sees of the host's network."""
 
@@ -182,7 +172,6 @@ class Network(Call[NetworkView]):
     reply: ClassVar[type[Any]] = NetworkView
 
 
-@dataclass(frozen=True, slots=True)
 class GetStats(Call[Stats]):
     """The daemon's counters; those of one user's sessions for a user."""
 
@@ -205,8 +194,7 @@ CALLS: dict[str, type[Call[Any]]] = {
 # --- packets ------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True)
-class Request:
+class Request(NamedTuple):
     """``[0, id, method, params]``"""
 
     id: int
@@ -214,8 +202,7 @@ class Request:
     params: Map
 
 
-@dataclass(frozen=True, slots=True)
-class Reply:
+class Reply(NamedTuple):
     """``[1, id, error, result]``; id 0 ends the connection and says why."""
 
     id: int
@@ -229,19 +216,17 @@ class Reply:
         return self.result
 
 
-@dataclass(frozen=True, slots=True)
-class Notification:
+class Notification(NamedTuple):
     """``[2, method, params]``"""
 
     method: str
     params: Map
 
 
-@dataclass(frozen=True, slots=True)
-class _ErrorMap:
+class _ErrorMap(Shape):
     code: str
     message: str
-    tried: tuple[str, ...] = field(default=())
+    tried: tuple[str, ...] = ()
 
 
 def request(id: int, call: Call[Any]) -> bytes:
@@ -277,9 +262,12 @@ def _pack(value: list[Any]) -> bytes:
     return data
 
 
-def decode(data: bytes) -> Request | Reply | Notification:
-    """A packet's message, its outer shape checked. Raises ProtocolError, whatever the bytes."""
-    value = _unpack(data)
+def decode(data: bytes, *, trusted: bool = False) -> Request | Reply | Notification:
+    """A packet's message, its outer shape checked. Raises ProtocolError, whatever the bytes.
+
+    ``trusted``: from the daemon; what nobody reads of it is not searched for faults.
+    """
+    value = _unpack(data, trusted)
     if not isinstance(value, list) or not value or type(value[0]) is not int:
         _malformed("not an array that begins with a message type")
     match value:
@@ -296,7 +284,7 @@ def decode(data: bytes) -> Request | Reply | Notification:
 
 def reply_to(id: int, data: bytes) -> Reply:
     """What a packet replies to request ``id``. Raises ProtocolError."""
-    message = decode(data)
+    message = decode(data, trusted=True)
     if not isinstance(message, Reply) or message.id not in (0, id):
         raise ProtocolError(f"not the reply to request {id}")
     return message
@@ -305,7 +293,7 @@ def reply_to(id: int, data: bytes) -> Reply:
 def event(data: bytes) -> Event | None:
     """The event a packet tells of; None for notifications of other kinds. Raises ProtocolError,
     or the error with which the daemon ends the connection."""
-    message = decode(data)
+    message = decode(data, trusted=True)
     if isinstance(message, Reply) and message.error is not None:
         raise message.error
     if not isinstance(message, Notification):
@@ -329,15 +317,17 @@ def parse(message: Request) -> Call[Any]:
         raise UsageError(f"{call.method}: {error}") from None
 
 
-def _unpack(data: bytes) -> object:
+def _unpack(data: bytes, trusted: bool) -> object:
     if len(data) > MAX_PACKET:
         _malformed(f"{len(data)} bytes; the limit is {MAX_PACKET}")
     try:
-        value = msgpack.unpackb(data, raw=False, object_pairs_hook=_without_doubles)
+        hook = None if trusted else _without_doubles
+        value: object = msgpack.unpackb(data, raw=False, object_pairs_hook=hook)
     except (ValueError, TypeError) as error:
         # msgpack's own family and UnicodeDecodeError are ValueErrors; unhashable keys TypeErrors.
         _malformed(str(error) or type(error).__name__)
-    _check(value, MAX_DEPTH)
+    if not trusted:
+        _check(value, MAX_DEPTH)
     return value
 
 

@@ -5,6 +5,7 @@ This is the one place where what went wrong becomes a sentence and an exit statu
 
 from __future__ import annotations
 
+import gc
 import importlib
 import signal
 import sys
@@ -53,6 +54,7 @@ class Verbs(click.Group):
         if name not in VERBS:
             return None
         module = importlib.import_module(f"sessiond.ctl.{VERBS[name]}")
+        gc.freeze()  # the modules stay to the end: collections pass them over, the last one too
         verb: click.Command = getattr(module, f"verb_{name}")
         return verb
 

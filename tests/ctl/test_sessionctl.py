@@ -97,7 +97,7 @@ def test_list_of_a_thousand_sessions_needs_no_slow_import(daemon: FakeDaemon) ->
     imported = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines()}
     assert len(done.stdout.splitlines()) == 1001
     assert "libhsock.client" in imported
-    assert not imported & {"asyncio", "msgspec", "pyroute2", "dns", "ssl"}
+    assert not imported & {"asyncio", "dataclasses", "msgspec", "pyroute2", "dns", "ssl"}
 
 
 # show

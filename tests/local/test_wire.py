@@ -164,6 +164,23 @@ def test_replies_of_newer_daemons_are_understood() -> None:
     assert type(newer.error) is HsockError
 
 
+def test_what_a_client_does_not_read_of_a_reply_is_no_fault_of_it() -> None:
+    newer: Any = {"later": [[[[[[[[[["deep"]]]]]]]]]], "bytes": b"x"}
+    packet = msgpack.packb([1, 3, None, newer])
+    assert wire.reply_to(3, packet).unwrap() == newer
+    with pytest.raises(ProtocolError):
+        wire.decode(packet)
+
+
+@calm
+@given(st.binary(max_size=300) | VALUES.map(msgpack.packb))
+def test_any_bytes_are_for_a_client_a_reply_or_a_typed_error(data: bytes) -> None:
+    with contextlib.suppress(HsockError):
+        assert wire.reply_to(3, data).id in (0, 3)
+    with contextlib.suppress(HsockError):
+        assert isinstance(wire.event(data), wire.Event | None)
+
+
 def test_a_float_may_travel_as_an_int() -> None:
     assert wire.Event.from_map({"session": "a", "kind": "moved", "time": 5}).time == 5.0
 
