@@ -1,0 +1,4 @@
+from hypothesis import settings
+
+calm = settings(deadline=None)
+"""For a busy machine."""
