@@ -8,19 +8,15 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import errno
-import itertools
-import os
-import time
 import weakref
 from collections import deque
-from collections.abc import Iterable, Sequence
-from types import TracebackType
+from collections.abc import AsyncIterator, Iterable, Sequence
 from typing import Any, Self, TypeVar
 
 from libhsock import wire
-from libhsock.client import HOLD_OFF, LONG_TIMEOUT, TIMEOUT, unavailable
-from libhsock.errors import DaemonUnavailable, HsockError, NotFound
+from libhsock.dialog import Dialog
+from libhsock.errors import NotFound
+from libhsock.pool import Pool, unavailable
 
 R = TypeVar("R")
 
@@ -28,108 +24,62 @@ PLACES = 4
 """Connections at a time from one client; further requests queue."""
 
 
-class AsyncConnection:
-    """One connection to the daemon, greeted."""
-
-    def __init__(self, path: str) -> None:
-        """Connect. Raises OSError."""
-        self.path = path
-        self._ids = itertools.count(1)
-        self.sock = wire.new_socket()
-        self.sock.setblocking(False)
-        try:
-            self.sock.connect(path)
-        except BaseException:
-            self.close()
-            raise
+class AsyncConnection(Dialog):
+    """One connection to the daemon."""
 
     @classmethod
     async def open(cls, path: str, name: str) -> Self:
         """Connect and say hello. Raises OSError, or the HsockError that the daemon replied."""
         connection = cls(path)
-        try:
-            hello = wire.Hello(name)
-            hello.parse((await connection.ask(hello)).unwrap())
-        except BaseException:
-            connection.close()
-            raise
+        with connection.closed_by_errors():
+            connection.sock.setblocking(False)
+            connection.sock.connect(path)
+            await connection.call(wire.Hello(name))
         return connection
 
     async def ask(self, call: wire.Call[Any], fds: Sequence[int] = ()) -> wire.Reply:
         """A request and its reply. Raises OSError and ProtocolError."""
-        id = next(self._ids)
-        data = wire.request(id, call)
+        data = self.request(call)
         with contextlib.suppress(BrokenPipeError):  # the daemon may have said why it closed
             try:
                 wire.send(self.sock, data, fds)
             except BlockingIOError:
                 await writable([self.sock])
                 wire.send(self.sock, data, fds)
-        return wire.reply_to(id, await self.receive())
+        return self.reply(await self.receive())
+
+    async def call(self, call: wire.Call[R]) -> R:
+        """A request and its result. Raises as ``open`` does."""
+        return call.parse((await self.ask(call)).unwrap())
 
     async def receive(self) -> bytes:
-        """The next packet's data. Raises ConnectionResetError at the end."""
-        data = await asyncio.get_running_loop().sock_recv(self.sock, wire.MAX_PACKET)
-        if not data:
-            raise ConnectionResetError(errno.ECONNRESET, "sessiond closed the connection")
-        return data
-
-    def close(self) -> None:
-        """Idempotent."""
-        self.sock.close()
+        """The next packet's data; empty at the end."""
+        return await asyncio.get_running_loop().sock_recv(self.sock, wire.MAX_PACKET)
 
 
-class AsyncClient:
-    """``libhsock.client.Client`` for asyncio, with the same errors."""
-
-    def __init__(
-        self, path: str | None = None, *, name: str = "libhsock", timeout: float = TIMEOUT
-    ) -> None:
-        """Nothing is opened before the first call; parameters as those of ``Client``."""
-        self.path = path or wire.socket_path()
-        self._name = name
-        self._timeout = timeout
-        self._silent_until = 0.0
-        self._forget()
-        _CLIENTS.add(self)
+class AsyncClient(Pool[AsyncConnection]):
+    """``libhsock.client.Client`` for asyncio, with the same parameters and errors."""
 
     def _forget(self) -> None:
-        self._idle: list[AsyncConnection] = []
-        self._busy: set[AsyncConnection] = set()
-        self._asking = 0
+        super()._forget()
+        self._taken = 0
         self._queue: deque[asyncio.Future[None]] = deque()
 
     async def call(self, call: wire.Call[R], fds: Sequence[int] = ()) -> R:
         """Ask, and wait for the answer."""
-        if time.monotonic() < self._silent_until:
-            raise DaemonUnavailable(f"sessiond at {self.path} let a request time out just now")
-        limit = LONG_TIMEOUT if call.meets_network else self._timeout
-        try:
+        with self._asking(call) as limit:
             async with asyncio.timeout(limit):
                 reply = await self._ask(call, fds)
-        except TimeoutError as error:
-            if not call.meets_network:
-                self._silent_until = time.monotonic() + HOLD_OFF
-            why = f"sessiond at {self.path} did not answer in {limit:g} s"
-            raise DaemonUnavailable(why) from error
-        except OSError as error:
-            raise unavailable(self.path, error) from error
         return call.parse(reply.unwrap())
 
     async def _ask(self, call: wire.Call[Any], fds: Sequence[int]) -> wire.Reply:
         if call.meets_network:  # may take long: on a connection of its own, nobody waits for it
             return await self._ask_on(await self._open(), call, fds, keep=False)
-        await self._place()
-        try:
-            while self._idle:
+        async with self._place():
+            while (kept := self._kept()) is not None:
                 with contextlib.suppress(ConnectionError):  # the daemon was restarted
-                    return await self._ask_on(self._idle.pop(), call, fds)
+                    return await self._ask_on(kept, call, fds)
             return await self._ask_on(await self._open(), call, fds)
-        finally:
-            self._leave()
-
-    async def _open(self) -> AsyncConnection:
-        return await AsyncConnection.open(self.path, self._name)
 
     async def _ask_on(
         self,
@@ -138,22 +88,16 @@ class AsyncClient:
         fds: Sequence[int],
         keep: bool = True,
     ) -> wire.Reply:
-        self._busy.add(connection)
-        answered = False
-        try:
-            reply = await connection.ask(call, fds)
-            answered = True
-            return reply
-        finally:
-            self._busy.discard(connection)
-            if answered and keep:
-                self._idle.append(connection)
-            else:
-                connection.close()
+        with self._using(connection, keep):
+            return await connection.ask(call, fds)
 
-    async def _place(self) -> None:
+    async def _open(self) -> AsyncConnection:
+        return await AsyncConnection.open(self.path, self._name)
+
+    @contextlib.asynccontextmanager
+    async def _place(self) -> AsyncIterator[None]:
         # asyncio.Semaphore would remember the loop, and a client is kept as long as its loop lives.
-        while self._asking >= PLACES:
+        while self._taken >= PLACES:
             turn = asyncio.get_running_loop().create_future()
             self._queue.append(turn)
             try:
@@ -162,11 +106,12 @@ class AsyncClient:
                 if not turn.cancelled():
                     self._wake()  # the turn was given and isn't taken
                 raise
-        self._asking += 1
-
-    def _leave(self) -> None:
-        self._asking -= 1
-        self._wake()
+        self._taken += 1
+        try:
+            yield
+        finally:
+            self._taken -= 1
+            self._wake()
 
     def _wake(self) -> None:
         while self._queue:
@@ -194,18 +139,19 @@ class AsyncClient:
         return await self.call(wire.Rebind(session, to))
 
     def events(self, session: str | None = None, *, may_be_gone: bool = False) -> AsyncEventStream:
-        """What happens to one session, or to all the caller may see."""
-        return AsyncEventStream(self.path, self._name, session, may_be_gone=may_be_gone)
+        """What happens to one session, or to all the caller may see. ``may_be_gone``: a session
+        that isn't there, or ``""``, is no error but the end."""
+        return AsyncEventStream(self, session, may_be_gone)
 
-    def close(self) -> None:
-        """Close what is open; the next call opens anew."""
-        while self._idle:
-            self._idle.pop().close()
-
-    def _after_fork(self) -> None:
-        for connection in [*self._idle, *self._busy]:
-            connection.close()
-        self._forget()
+    async def monitor(self, session: str | None) -> AsyncConnection:
+        """A connection that tells what happens."""
+        monitor = wire.Monitor(session)
+        with self._asking(monitor) as limit:
+            async with asyncio.timeout(limit):
+                connection = await self._open()
+                with connection.closed_by_errors():
+                    await connection.call(monitor)
+        return connection
 
 
 class AsyncEventStream:
@@ -214,12 +160,9 @@ class AsyncEventStream:
     Subscribed from the entry of ``async with``, otherwise from the first step on.
     """
 
-    def __init__(
-        self, path: str, name: str, session: str | None = None, *, may_be_gone: bool = False
-    ) -> None:
-        """``may_be_gone``: a session that isn't there, or ``""``, is no error but the end."""
-        self._path = path
-        self._name = name
+    def __init__(self, client: AsyncClient, session: str | None, may_be_gone: bool) -> None:
+        """Made by ``AsyncClient.events``."""
+        self._client = client
         self._session = session
         self._may_be_gone = may_be_gone
         self._over = may_be_gone and not session
@@ -229,35 +172,23 @@ class AsyncEventStream:
         """Subscribe, unless it is done. Raises DaemonUnavailable, NotFound."""
         if self._over or self._connection is not None:
             return
-        connection = None
-        monitor = wire.Monitor(self._session)
         try:
-            async with asyncio.timeout(TIMEOUT):
-                connection = await AsyncConnection.open(self._path, self._name)
-                monitor.parse((await connection.ask(monitor)).unwrap())
-            self._connection = connection
+            self._connection = await self._client.monitor(self._session)
         except NotFound:
             if not self._may_be_gone:
                 raise
             self._over = True
-        except HsockError:
-            raise
-        except OSError as error:
-            raise unavailable(self._path, error) from error
-        finally:
-            if self._connection is None and connection is not None:
-                connection.close()
 
     async def __anext__(self) -> wire.Event:
         await self.start()
-        while self._connection is not None:
+        while (connection := self._connection) is not None:
             try:
-                event = wire.event(await self._connection.receive())
+                event = connection.event(await connection.receive())
             except OSError as error:
-                raise unavailable(self._path, error) from error
+                raise unavailable(connection.path, error) from error
+            if connection.over:
+                self.close()
             if event is not None:
-                if wire.ends(event, self._session):
-                    self.close()
                 return event
         raise StopAsyncIteration
 
@@ -275,12 +206,7 @@ class AsyncEventStream:
         await self.start()
         return self
 
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        value: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    async def __aexit__(self, *error: object) -> None:
         self.close()
 
     def __del__(self) -> None:
@@ -330,15 +256,6 @@ def _close_all(clients: dict[str, AsyncClient]) -> None:
         client.close()
 
 
-_CLIENTS: weakref.WeakSet[AsyncClient] = weakref.WeakSet()
 _DEFAULTS: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, dict[str, AsyncClient]] = (
     weakref.WeakKeyDictionary()
 )
-
-
-def _after_fork() -> None:
-    for client in _CLIENTS:
-        client._after_fork()
-
-
-os.register_at_fork(after_in_child=_after_fork)

@@ -9,52 +9,37 @@ from __future__ import annotations
 
 import atexit
 import contextlib
-import errno
-import itertools
-import os
 import select
 import socket
 import struct
 import threading
 import time
-import weakref
 from collections.abc import Iterator, Sequence
-from types import TracebackType
 from typing import Any, Self, TypeVar
 
 from libhsock import wire
-from libhsock.errors import DaemonUnavailable, HsockError
+from libhsock.dialog import Dialog
+from libhsock.pool import TIMEOUT as TIMEOUT
+from libhsock.pool import Pool, unavailable
 
 R = TypeVar("R")
 
-TIMEOUT = 5.0
-"""Seconds the daemon has for an answer it can give by itself."""
-LONG_TIMEOUT = 35.0
-"""Seconds for one that meets the network: a name to resolve, a session to move."""
-HOLD_OFF = 5.0
-"""Seconds in which a daemon that let a request time out isn't asked again, so that a program does
-not pay TIMEOUT for each of its connections while the daemon hangs."""
 PLACES = 8
 """Connections at a time from one client, however many threads ask."""
 
 
-class Connection:
+class Connection(Dialog):
     """One connection to the daemon, greeted; not for two threads at once."""
 
     def __init__(self, path: str, name: str, timeout: float = TIMEOUT) -> None:
         """Connect and say hello; ``timeout`` in seconds. Raises OSError, ProtocolError, or the
         HsockError that the daemon replied."""
-        self.path = path
-        self._ids = itertools.count(1)
+        super().__init__(path)
         self._timeout = 0.0
-        self.sock = wire.new_socket()
-        try:
+        with self.closed_by_errors():
             self.limit(timeout)
             self.sock.connect(path)
             self.call(wire.Hello(name))
-        except BaseException:
-            self.close()
-            raise
 
     def limit(self, seconds: float) -> None:
         """How long a system call on the socket may take; past it: BlockingIOError."""
@@ -68,71 +53,39 @@ class Connection:
 
     def ask(self, call: wire.Call[Any], fds: Sequence[int] = ()) -> wire.Reply:
         """A request and its reply. Raises OSError and ProtocolError."""
-        id = next(self._ids)
+        data = self.request(call)
         with contextlib.suppress(BrokenPipeError):  # the daemon may have said why it closed
-            wire.send(self.sock, wire.request(id, call), fds)
-        return wire.reply_to(id, self.receive())
+            wire.send(self.sock, data, fds)
+        return self.reply(self.receive())
 
     def call(self, call: wire.Call[R]) -> R:
         """A request and its result. Raises as the constructor does."""
         return call.parse(self.ask(call).unwrap())
 
     def receive(self) -> bytes:
-        """The next packet's data. Raises ConnectionResetError at the end."""
+        """The next packet's data; empty at the end."""
         received = wire.receive(self.sock)
         received.close()
-        if not received.data:
-            raise ConnectionResetError(errno.ECONNRESET, "sessiond closed the connection")
         return received.data
 
-    def close(self) -> None:
-        """Idempotent."""
-        self.sock.close()
 
-
-class Client:
+class Client(Pool[Connection]):
     """What applications and sessionctl ask of sessiond.
 
     Every method raises DaemonUnavailable when there is no daemon or it doesn't answer in time,
     otherwise the HsockError that the daemon replied.
     """
 
-    def __init__(
-        self, path: str | None = None, *, name: str = "libhsock", timeout: float = TIMEOUT
-    ) -> None:
-        """Nothing is opened before the first call.
-
-        ``path`` None means ``$SESSIOND_SOCKET``, else the default; ``name`` is the program's, for
-        the daemon's log; ``timeout`` is in seconds.
-        """
-        self.path = path or wire.socket_path()
-        self._name = name
-        self._timeout = timeout
-        self._silent_until = 0.0
-        self._forget()
-        _CLIENTS.add(self)
+    _late = BlockingIOError
 
     def _forget(self) -> None:
-        self._idle: list[Connection] = []
-        self._busy: set[Connection] = set()
+        super()._forget()
         self._places = threading.BoundedSemaphore(PLACES)
 
     def call(self, call: wire.Call[R], fds: Sequence[int] = (), timeout: float | None = None) -> R:
         """Ask, and wait for the answer; ``timeout`` in seconds, None: what is usual for it."""
-        if time.monotonic() < self._silent_until:
-            raise DaemonUnavailable(f"sessiond at {self.path} let a request time out just now")
-        if timeout is None:
-            timeout = LONG_TIMEOUT if call.meets_network else self._timeout
-        try:
-            with self._places:
-                reply = self._ask(call, fds, timeout)
-        except BlockingIOError as error:
-            if timeout >= self._timeout and not call.meets_network:
-                self._silent_until = time.monotonic() + HOLD_OFF
-            why = f"sessiond at {self.path} did not answer in {timeout:g} s"
-            raise DaemonUnavailable(why) from error
-        except OSError as error:
-            raise unavailable(self.path, error) from error
+        with self._asking(call, timeout) as limit, self._places:
+            reply = self._ask(call, fds, limit)
         return call.parse(reply.unwrap())
 
     def _ask(self, call: wire.Call[Any], fds: Sequence[int], timeout: float) -> wire.Reply:
@@ -140,29 +93,17 @@ class Client:
         while call.repeatable and (kept := self._kept()):
             with contextlib.suppress(ConnectionError):
                 return self._ask_on(kept, call, fds, timeout)
-        fresh = Connection(self.path, self._name, self._timeout)
-        return self._ask_on(fresh, call, fds, timeout)
-
-    def _kept(self) -> Connection | None:
-        try:
-            return self._idle.pop()
-        except IndexError:
-            return None
+        return self._ask_on(self._open(), call, fds, timeout)
 
     def _ask_on(
         self, connection: Connection, call: wire.Call[Any], fds: Sequence[int], timeout: float
     ) -> wire.Reply:
-        self._busy.add(connection)
-        try:
+        with self._using(connection):
             connection.limit(timeout)
-            reply = connection.ask(call, fds)
-        except BaseException:
-            connection.close()
-            raise
-        finally:
-            self._busy.discard(connection)
-        self._idle.append(connection)
-        return reply
+            return connection.ask(call, fds)
+
+    def _open(self) -> Connection:
+        return Connection(self.path, self._name, self._timeout)
 
     def hello(self) -> wire.Welcome:
         """Who the daemon is, and whether the caller administers it."""
@@ -219,39 +160,17 @@ class Client:
 
     def events(self, session: str | None = None, timeout: float | None = None) -> EventStream:
         """What happens from now on to one session, or to all the caller may see."""
-        try:
-            connection = Connection(self.path, self._name, self._timeout)
-            try:
-                connection.call(wire.Monitor(session))
-            except BaseException:
-                connection.close()
-                raise
-        except HsockError:
-            raise
-        except OSError as error:
-            raise unavailable(self.path, error) from error
-        return EventStream(connection, session, timeout)
-
-    def close(self) -> None:
-        """Close what is open; the next call opens anew."""
-        while self._idle:
-            self._idle.pop().close()
-
-    def _after_fork(self) -> None:
-        # The parent goes on using its connections, and may have been inside a call.
-        for connection in [*self._idle, *self._busy]:
-            connection.close()
-        self._forget()
+        monitor = wire.Monitor(session)
+        with self._asking(monitor):
+            connection = self._open()
+            with connection.closed_by_errors():
+                connection.call(monitor)
+        return EventStream(connection, timeout)
 
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        value: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self.close()
 
 
@@ -262,16 +181,10 @@ class EventStream:
     ``overflow``: events were lost because they were not read in time.
     """
 
-    def __init__(
-        self,
-        connection: Connection | None,
-        session: str | None = None,
-        timeout: float | None = None,
-    ) -> None:
-        """``connection`` monitors ``session``; None: nothing will ever happen, it ends at once.
-        ``timeout`` is the default of ``next``, seconds."""
+    def __init__(self, connection: Connection | None, timeout: float | None = None) -> None:
+        """``connection`` monitors; None: nothing will ever happen, it ends at once. ``timeout`` is
+        the default of ``next``, seconds."""
         self._connection = connection
-        self._session = session
         self._timeout = timeout
         self._poll = select.poll()
         if connection is not None:
@@ -285,17 +198,17 @@ class EventStream:
         """
         limit = self._timeout if timeout is None else timeout
         until = None if limit is None else time.monotonic() + limit
-        while self._connection is not None:
+        while (connection := self._connection) is not None:
             left = None if until is None else max(0.0, until - time.monotonic()) * 1000
             if not self._poll.poll(left):
                 raise TimeoutError(f"no event in {limit:g} s")
             try:
-                event = wire.event(self._connection.receive())
+                event = connection.event(connection.receive())
             except OSError as error:
-                raise unavailable(self._connection.path, error) from error
+                raise unavailable(connection.path, error) from error
+            if connection.over:
+                self.close()
             if event is not None:
-                if wire.ends(event, self._session):
-                    self.close()
                 return event
         raise StopIteration
 
@@ -318,34 +231,11 @@ class EventStream:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        value: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self.close()
 
     def __del__(self) -> None:
         self.close()  # a loop left by ``break`` is no leak
-
-
-def unavailable(path: str, error: OSError) -> DaemonUnavailable:
-    """What an error of the local socket means, in words."""
-    match error.errno:
-        case errno.ENOENT:
-            why = f"sessiond is not running: there is no {path}"
-        case errno.ECONNREFUSED:
-            why = f"sessiond is not running: nobody listens at {path}"
-        case errno.EACCES | errno.EPERM:
-            why = f"this user may not open {path}"
-        case errno.EPIPE | errno.ECONNRESET | errno.ENOTCONN:
-            why = f"sessiond at {path} went away in the middle of a request"
-        case errno.EAGAIN:
-            why = f"sessiond at {path} is too busy to take a connection"
-        case _:
-            why = f"the socket of sessiond at {path} failed: {error.strerror or error}"
-    return DaemonUnavailable(why)
 
 
 def default_client() -> Client:
@@ -357,13 +247,7 @@ def default_client() -> Client:
     return client
 
 
-_CLIENTS: weakref.WeakSet[Client] = weakref.WeakSet()
 _DEFAULTS: dict[str, Client] = {}
-
-
-def _after_fork() -> None:
-    for client in _CLIENTS:
-        client._after_fork()
 
 
 def _at_exit() -> None:
@@ -371,5 +255,4 @@ def _at_exit() -> None:
         client.close()
 
 
-os.register_at_fork(after_in_child=_after_fork)
 atexit.register(_at_exit)

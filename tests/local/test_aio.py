@@ -263,3 +263,13 @@ async def _first(session: libhsock.Session, fake: FakeDaemon) -> AsyncIterator[l
         fake.move(session)
         async for event in events:
             yield event
+
+
+async def test_events_of_a_hanging_daemon_cost_one_timeout(fake: FakeDaemon) -> None:
+    fake.silence("monitor")
+    client = AsyncClient(timeout=0.2)
+    with pytest.raises(DaemonUnavailable, match=r"did not answer in 0\.2 s"):
+        await client.events().start()
+    with pytest.raises(DaemonUnavailable, match="just now"):
+        await client.events().start()
+    client.close()

@@ -97,6 +97,17 @@ def test_a_hanging_daemon_costs_one_timeout(fake: FakeDaemon) -> None:
         assert time.monotonic() - began < 0.5
 
 
+def test_events_of_a_hanging_daemon_cost_one_timeout(fake: FakeDaemon) -> None:
+    fake.silence("monitor")
+    before = descriptors().keys()
+    with Client(timeout=0.2) as client:
+        with pytest.raises(DaemonUnavailable, match=r"did not answer in 0\.2 s"):
+            client.events()
+        with pytest.raises(DaemonUnavailable, match="just now"):
+            client.events()
+    eventually(lambda: descriptors().keys() == before)
+
+
 def test_the_daemons_refusals_leave_the_connection(fake: FakeDaemon, client: Client) -> None:
     fake.refuse("rebind", Refused("the app bound its own port", ["keep", "change"]))
     (session,) = fake.add()
