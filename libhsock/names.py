@@ -71,16 +71,13 @@ class Target(NamedTuple):
 
 
 def target(address: tuple[str, int | str], family: wire.Family = 0, srv: bool = False) -> Target:
-    """Check what the application asked, a name by RFC 1035 section 2.3.4. Raises UsageError."""
+    """Check what the application asked. Raises UsageError."""
     name, service = address
     if isinstance(service, int) and not 0 <= service < 65536:
         raise UsageError(f"{service} is no port")
     if family not in _FAMILIES:
         raise UsageError("family is 0, 4 or 6")
-    if not 0 < len(name) < 254:
-        raise UsageError(f"{name[:64]!r} is no host name: it has {len(name)} characters")
-    if not all(0 < len(label) < 64 for label in name.removesuffix(".").split(".")):
-        raise UsageError(f"{name!r} is no host name: between its dots are 1 to 63 characters")
+    wire.check_host(name)
     return Target(name, str(service), family, srv)
 
 

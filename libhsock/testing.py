@@ -278,6 +278,7 @@ class FakeDaemon:
         raise UsageError(f"FakeDaemon has no {call.method}")
 
     def _resolve(self, call: wire.Resolve) -> wire.Resolution:
+        wire.check_host(call.name)
         family = {0: socket.AF_UNSPEC, 4: socket.AF_INET, 6: socket.AF_INET6}[call.family]
         found: list[tuple[str, int]] = []
         tried: list[str] = []

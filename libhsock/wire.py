@@ -317,6 +317,15 @@ def parse(message: Request) -> Call[Any]:
         raise UsageError(f"{call.method}: {error}") from None
 
 
+def check_host(name: str) -> None:
+    """Raises UsageError for what can be no host's name (RFC 1035 section 2.3.4) nor address."""
+    bare = name.removesuffix(".")
+    if not 0 < len(bare) < 254:
+        raise UsageError(f"{name[:64]!r} is no host name: it has {len(bare)} characters")
+    if not all(0 < len(label) < 64 for label in bare.split(".")):
+        raise UsageError(f"{name!r} is no host name: between its dots are 1 to 63 characters")
+
+
 def _unpack(data: bytes, trusted: bool) -> object:
     if len(data) > MAX_PACKET:
         _malformed(f"{len(data)} bytes; the limit is {MAX_PACKET}")

@@ -115,6 +115,15 @@ def test_every_method_is_answered(served: Served, client: Client) -> None:
     assert list(client.sessions()) == []
 
 
+@pytest.mark.parametrize("name", ["a..b", ".", "x" * 64 + ".test", "y." * 127 + "y"])
+def test_what_cannot_be_a_host_name_is_nothing_to_resolve(tmp_path: Path, name: str) -> None:
+    with serving(tmp_path) as served, Client(served.path) as client:
+        with pytest.raises(UsageError, match="no host name"):
+            client.resolve(name, 80)
+        assert served.backend.resolving == 0
+        client.resolve("server.test.", 80)
+
+
 def test_errors_of_the_backend_arrive_as_they_were_raised(client: Client) -> None:
     with pytest.raises(NameNotResolved) as caught:
         client.resolve("unknown.test", 80)

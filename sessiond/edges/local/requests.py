@@ -41,6 +41,7 @@ class Requests:
             case wire.GetStats():
                 return wire.reply(id, flat(self._backend.stats(scope)))
             case wire.Resolve():
+                wire.check_host(call.name)
                 return self._resolve(call)
             case wire.Rebind():
                 return self._backend.rebind(scope, call.session, call.to)
