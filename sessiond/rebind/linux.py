@@ -87,15 +87,16 @@ def disconnect(sock: socket.socket, *, clear_error: bool = True) -> None:
 
 
 @contextmanager
-def aside(sock: socket.socket) -> Iterator[None]:
+def beside(sock: socket.socket, interface: str) -> Iterator[None]:
     """Let another socket come onto the tuple of this one.
 
-    Two may be there if this one is bound to a device and the other is not (inet_match()); what
-    arrives finds the later one.
+    Two may be there if this one is bound to a device and the other is not (inet_match()). Bound to
+    the device that its segments come by, it takes them until the other one is there: what arrives
+    finds the later one.
     """
     bound = sock.getsockopt(SOL_SOCKET, socket.SO_BINDTODEVICE, IFNAMSIZ).strip(b"\0")
     if not bound:
-        sock.setsockopt(SOL_SOCKET, socket.SO_BINDTODEVICE, b"lo\0")
+        sock.setsockopt(SOL_SOCKET, socket.SO_BINDTODEVICE, interface.encode() + b"\0")
     try:
         yield
     finally:

@@ -443,17 +443,20 @@ class Repair:
     def _bury(self, notes: Notes, leaving: FourTuple, there: socket.socket | None = None) -> None:
         """Set a tombstone, so that the kernel does not answer for the tuple with RSTs.
 
-        None is set where nothing can arrive any more, or no descriptor is left for it: then the
-        peer's shield alone must do.
+        Where nothing can arrive, that has time until the connection has left; and if no descriptor
+        is left for it, the peer's shield alone must do.
 
         Args:
             there: the connection's socket, if it has not left yet.
         """
         if notes.held is not None:
             return
-        beside = there is not None
-        with lx.aside(there) if there else contextlib.nullcontext(), contextlib.suppress(OSError):
-            notes.hold(leaving, self._ports.hold(leaving, foreign=True, beside=beside))
+        if there is None:
+            with contextlib.suppress(OSError):
+                notes.hold(leaving, self._ports.hold(leaving, foreign=True))
+        elif interface := self._interface_of(leaving.local.address):
+            with lx.beside(there, interface), contextlib.suppress(OSError):
+                notes.hold(leaving, self._ports.hold(leaving, beside=True))
 
     # Borrowing sockets
 
