@@ -181,6 +181,12 @@ def set_window(sock: socket.socket, value: Window) -> None:
     sock.setsockopt(IPPROTO_TCP, TCP_REPAIR_WINDOW, _WINDOW.pack(*value))
 
 
+def family(sock: socket.socket) -> int:
+    """AF_INET or AF_INET6. The attribute of socket.socket makes an enum of it, each time anew."""
+    number: int = socket.SocketType.family.__get__(sock)
+    return number
+
+
 NOWHERE = Endpoint("0.0.0.0", 0)
 """The endpoint of what is not connected."""
 

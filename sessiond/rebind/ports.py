@@ -98,7 +98,8 @@ class Ports:
             Unbindable: the local endpoint can't be had.
             OSError: EADDRNOTAVAIL, ENETUNREACH, and what else connect(2) says.
         """
-        if sock.family == socket.AF_INET6:
+        family = lx.family(sock)
+        if family == socket.AF_INET6:
             _choose_version(sock, target.remote.version, old)
         try:
             source, here = self._source(target), True
@@ -107,14 +108,16 @@ class Ports:
                 raise
             source, here = _Source.BOUND, False
         with contextlib.nullcontext() if here else _transparent(sock):
-            if not _bind_address(sock, _any(sock)):
+            if self._connect_simply(sock, target, source, old):
+                pass
+            elif not _bind_address(sock, _any(sock)):
                 self._connect_locked(sock, target, source)
             elif target.local.port in self._ephemeral and self._is_sharable(target, source):
                 self._connect_ephemeral(sock, target, source, old)
             else:
                 self._connect_fixed(sock, target, source, old)
-        local = lx.endpoint(sock.getsockname())
-        if local != target.local:
+        if not _is_at(sock, target.local):
+            local = lx.endpoint(sock.getsockname())
             why = f"the routes changed meanwhile: to {target.remote.address} they gave {local}"
             raise Unbindable(errno.ENETUNREACH, why)
 
@@ -157,6 +160,30 @@ class Ports:
             holder.close()
             raise
         return holder
+
+    def _connect_simply(
+        self, sock: socket.socket, target: FourTuple, source: _Source, old: FourTuple | None
+    ) -> bool:
+        """The usual case, in few system calls: the route gives the address, and the port stays.
+        False: it is not as usual, and nothing has changed."""
+        port = target.local.port
+        stays = old is not None and old.local.port == port
+        # A disconnect leaves an address only where it is locked.
+        if not stays or source is not _Source.ROUTED or sock.getsockname()[0] != _any(sock):
+            return False
+        try:
+            if port in self._ephemeral:
+                with _within(sock, port):
+                    self._connect(sock, target)
+            else:
+                with contextlib.suppress(OSError):  # locked already
+                    sock.bind((_any(sock), port))
+                self._connect(sock, target)
+        except OSError as error:
+            if error.errno != errno.EADDRNOTAVAIL:
+                raise
+            return False
+        return True
 
     def _connect_ephemeral(
         self, sock: socket.socket, target: FourTuple, source: _Source, old: FourTuple | None
@@ -206,7 +233,7 @@ class Ports:
             sock.bind((_any(sock), target.local.port))
             self._connect_wildcard(sock, target, source)
         else:
-            sock.bind(lx.sockaddr(sock.family, target.local))
+            sock.bind(lx.sockaddr(lx.family(sock), target.local))
             self._connect(sock, target)
 
     def _connect_locked(self, sock: socket.socket, target: FourTuple, source: _Source) -> None:
@@ -232,7 +259,7 @@ class Ports:
 
     @staticmethod
     def _connect(sock: socket.socket, target: FourTuple) -> None:
-        sock.connect(lx.sockaddr(sock.family, target.remote))
+        sock.connect(lx.sockaddr(lx.family(sock), target.remote))
 
     def _steer(self, target: FourTuple) -> bool:
         """Have marked sockets get the source address from the route; False: it can't be done."""
@@ -285,14 +312,16 @@ def _gives(target: FourTuple) -> bool:
         return bool(probe.getsockname()[0] == target.local.address)
 
 
+def _transparency(sock: socket.socket) -> tuple[int, int]:
+    if lx.family(sock) == socket.AF_INET6:
+        return lx.IPPROTO_IPV6, lx.IPV6_TRANSPARENT
+    return lx.IPPROTO_IP, lx.IP_TRANSPARENT
+
+
 @contextmanager
 def _transparent(sock: socket.socket) -> Iterator[None]:
     """Let a socket have an address that is not this host's (any more); CAP_NET_ADMIN."""
-    level, option = (
-        (lx.IPPROTO_IPV6, lx.IPV6_TRANSPARENT)
-        if sock.family == socket.AF_INET6
-        else (lx.IPPROTO_IP, lx.IP_TRANSPARENT)
-    )
+    level, option = _transparency(sock)
     before = sock.getsockopt(level, option)
     sock.setsockopt(level, option, 1)
     try:
@@ -316,7 +345,7 @@ def _bind_address(sock: socket.socket, address: str) -> bool:
     before = sock.getsockopt(lx.IPPROTO_IP, lx.IP_BIND_ADDRESS_NO_PORT)
     sock.setsockopt(lx.IPPROTO_IP, lx.IP_BIND_ADDRESS_NO_PORT, 1)
     try:
-        sock.bind(lx.sockaddr(sock.family, Endpoint(address, 0)))
+        sock.bind(lx.sockaddr(lx.family(sock), Endpoint(address, 0)))
     except OSError as error:
         if error.errno != errno.EINVAL:
             raise
@@ -335,17 +364,22 @@ def _occupy(holder: socket.socket, target: FourTuple, foreign: bool) -> bool:
     local, remote = target
     holder.setsockopt(lx.IPPROTO_IP, lx.IP_BIND_ADDRESS_NO_PORT, 1)
     holder.setsockopt(lx.IPPROTO_IP, lx.IP_LOCAL_PORT_RANGE, _RANGE.pack(local.port, local.port))
+    if foreign:
+        holder.setsockopt(*_transparency(holder), 1)
     try:
-        with _transparent(holder) if foreign else contextlib.nullcontext():
-            holder.bind((local.address, 0))
-            holder.connect(remote)
+        holder.bind((local.address, 0))
+        holder.connect(remote)
     except OSError:
         return False
     return True
 
 
 def _any(sock: socket.socket) -> str:
-    return _ANY[sock.family == socket.AF_INET6]
+    return _ANY[lx.family(sock) == socket.AF_INET6]
+
+
+def _is_at(sock: socket.socket, local: Endpoint) -> bool:
+    return bool(sock.getsockname()[:2] == lx.sockaddr(lx.family(sock), local))
 
 
 def _choose_version(sock: socket.socket, version: int, old: FourTuple | None) -> None:

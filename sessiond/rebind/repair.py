@@ -56,12 +56,12 @@ class _Later(Enum):
 class Notes:
     """What the engine must remember of a connection between two steps of a handover."""
 
-    origin: FourTuple
-    """Where it was before."""
     own_filter: filters.Program
     """The application's, to be put back."""
     reuse: int
     """The application's SO_REUSEADDR."""
+    origin: FourTuple | None = None
+    """Where it was before, as first read."""
     guard: Guard = Guard.OWN
     moved: bool = False
     """It is not where it was, or its window is closed."""
@@ -316,6 +316,7 @@ class Repair:
 
     def _retreat(self, sock: socket.socket, connection: Connection) -> None:
         notes: Notes = connection.notes
+        assert notes.origin is not None  # it departed
         if tcp_state.tuple_of(sock) == notes.origin:
             tcp_state.open_window(sock, notes.peer_window)
         else:
@@ -558,7 +559,7 @@ def _take(connection: Connection) -> socket.socket:
 def _noted(sock: socket.socket, connection: Connection) -> Notes:
     if connection.notes is None:
         reuse = sock.getsockopt(lx.SOL_SOCKET, socket.SO_REUSEADDR)
-        connection.notes = Notes(tcp_state.tuple_of(sock), filters.current(sock), reuse)
+        connection.notes = Notes(filters.current(sock), reuse)
     notes: Notes = connection.notes
     return notes
 
@@ -566,7 +567,9 @@ def _noted(sock: socket.socket, connection: Connection) -> Notes:
 def _dump(sock: socket.socket, notes: Notes) -> TcpState:
     """Lock a socket and read it."""
     filters.lock(sock)
-    state = tcp_state.dump(sock)
+    state = tcp_state.dump(sock, notes.reuse)
+    if notes.origin is None:
+        notes.origin = state.tuple
     return state if notes.snd_nxt is None else state.transmitted_to(notes.snd_nxt)
 
 

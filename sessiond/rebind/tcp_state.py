@@ -131,26 +131,28 @@ def tuple_of(sock: socket.socket) -> FourTuple:
     return FourTuple(lx.endpoint(sock.getsockname()), lx.endpoint(sock.getpeername()))
 
 
-def dump(sock: socket.socket) -> TcpState:
+def dump(sock: socket.socket, reuse: int | None = None) -> TcpState:
     """Read a connection; its socket is in repair mode afterwards.
+
+    Args:
+        reuse: its SO_REUSEADDR, if that is known.
 
     Raises:
         Unmovable: it is not established.
         Unsteady: it would not stand still.
         OSError: the kernel refused. After an error it is not in repair mode.
     """
-    info = lx.info(sock)
-    require_established(info.state)
-    reuse = sock.getsockopt(lx.SOL_SOCKET, socket.SO_REUSEADDR)
+    if reuse is None:
+        reuse = sock.getsockopt(lx.SOL_SOCKET, socket.SO_REUSEADDR)
     sock.setsockopt(lx.IPPROTO_TCP, lx.TCP_REPAIR, lx.REPAIR_ON)
     try:
-        return _read(sock, info, reuse)
+        return _read(sock, reuse)
     except BaseException:
         resume(sock, reuse)
         raise
 
 
-def _read(sock: socket.socket, info: lx.Info, reuse: int) -> TcpState:
+def _read(sock: socket.socket, reuse: int) -> TcpState:
     where = tuple_of(sock)
     write_seq = _end_of(sock, lx.SEND_QUEUE)
     peek_offset = sock.getsockopt(lx.SOL_SOCKET, lx.SO_PEEK_OFF)
@@ -160,7 +162,9 @@ def _read(sock: socket.socket, info: lx.Info, reuse: int) -> TcpState:
     for _ in range(ATTEMPTS):
         send_queue = _peek_unacked(sock, before.unacked)
         receive_queue = _peek(sock, lx.RECV_QUEUE, before.unread)
-        after = _reading(sock)
+        info = lx.info(sock)  # after rcv_nxt was read: a FIN that this counts shows in the state
+        require_established(info.state)
+        after = _reading(sock, before)
         if before == after:
             break
         before = after
@@ -352,8 +356,17 @@ class _Reading(NamedTuple):
     window: lx.Window
 
 
-def _reading(sock: socket.socket) -> _Reading:
-    """What a segment that was past the filter can still change."""
+def _reading(sock: socket.socket, before: _Reading | None = None) -> _Reading:
+    """What a segment that was past the filter can still change.
+
+    Args:
+        before: the last one. With nothing unacknowledged and nothing unread it holds if rcv_nxt
+            does, and the receive queue is still the chosen one.
+    """
+    if before is not None and not (before.unacked or before.unread):
+        rcv_nxt = lx.get_u32(sock, lx.TCP_QUEUE_SEQ)
+        if rcv_nxt == before.rcv_nxt:
+            return before
     rcv_nxt = _end_of(sock, lx.RECV_QUEUE)
     unacked = lx.queue_length(sock, lx.SIOCOUTQ)
     unsent = lx.queue_length(sock, lx.SIOCOUTQNSD) if unacked else 0
