@@ -15,6 +15,9 @@ from sessiond.rebind.engine import Connection, Engine
 
 SLICE = 256
 """Sessions an engine handles before peers and applications are listened to again: some 10 ms."""
+BURY_SECONDS = 0.002
+"""Until what a departure has left undone is done; where the peer is near it has answered by then,
+and there is nothing left to do."""
 
 
 class Datagrams(Protocol):
@@ -69,6 +72,7 @@ class Performer:
         self._post = post
         self._work: deque[tuple[str, Sequence[ef.Step]]] = deque()
         self._scheduled = False
+        self._unburied: list[Connection] = []
         self._lookups: set[asyncio.Task[None]] = set()
 
     def perform(self, effect: ef.Effect) -> None:
@@ -116,6 +120,7 @@ class Performer:
         engine = self._engine
         match step:
             case "depart":
+                self._bury_later(sockets)
                 return engine.depart([(sock, entry.tuple) for sock, entry in pairs if entry.tuple])
             case "arrive":
                 return engine.arrive([(sock, entry.rcv_nxt, entry.window) for sock, entry in pairs])
@@ -138,6 +143,21 @@ class Performer:
             case "retreat":
                 return engine.retreat(sockets)
         raise LookupError(f"no engine step {step}")
+
+    def _bury_later(self, sockets: Sequence[Connection]) -> None:
+        """When the Moves are out and nothing else is to be done; most have arrived by then."""
+        if not self._unburied:
+            asyncio.get_running_loop().call_later(BURY_SECONDS, self._bury)
+        self._unburied += sockets
+
+    def _bury(self) -> None:
+        if self._work:
+            asyncio.get_running_loop().call_later(BURY_SECONDS, self._bury)
+            return
+        batch, self._unburied = self._unburied[:SLICE], self._unburied[SLICE:]
+        self._engine.bury(batch)
+        if self._unburied:
+            asyncio.get_running_loop().call_soon(self._bury)
 
     async def _look_up(self, name: str, service: str) -> None:
         self._post(ev.Resolved(name, await self._names.addresses(name, service)))

@@ -79,6 +79,9 @@ class Engine(Protocol):
         A local port of 0 in the target means: keep the port, or take any free one if it is taken.
         """
 
+    def bury(self, batch: Sequence[Connection]) -> None:
+        """What ``depart`` has left undone because it has some milliseconds' time."""
+
     def arrive(self, batch: Sequence[tuple[Connection, int, int]]) -> list[Arrived | Failed]:
         """Mover, step 3, with R_b and the peer's window from ``Moved``: case 1 opens the window;
         case 2 moves, trimmed by R_b, live. The shield is off after it."""

@@ -72,6 +72,8 @@ class Notes:
     holder: socket.socket | None = None
     """On the tuple it left, the tombstone; in case 2 on its target, which nobody may take."""
     held: FourTuple | None = None
+    unburied: FourTuple | None = None
+    """A tuple it left that is still to get its tombstone."""
     snd_nxt: int | None = None
     """Where transmission was before it was taken back: the peer may have received up to here."""
     followed: tuple[FourTuple, int, Followed] | None = None
@@ -250,6 +252,13 @@ class Repair:
 
         return self._each_still(batch, one, at_once)
 
+    def bury(self, batch: Sequence[Connection]) -> None:
+        """What ``depart`` has left undone: tombstones where nothing can arrive for now."""
+        with self._ports.batch():
+            for connection in batch:
+                if connection.notes is not None:
+                    self._bury_unburied(connection.notes)
+
     # One connection, its process stopped
 
     def _depart(self, sock: socket.socket, notes: Notes, target: FourTuple) -> Departed:
@@ -330,7 +339,8 @@ class Repair:
     ) -> FourTuple:
         """Move, window closed; to another port where this one is taken and need not be kept."""
         vacated = state.tuple
-        self._bury(notes, vacated, sock)
+        self._bury_unburied(notes)
+        self._bury_early(sock, notes, vacated)
         try:
             self._move(sock, notes, state, state.toward(target, 0), Guard.SHIELD, held=True)
         except OSError as error:
@@ -340,7 +350,10 @@ class Repair:
             target = target._replace(local=spare)
             state = _dump(sock, notes)
             self._move(sock, notes, state, state.toward(target, 0), Guard.SHIELD, held=True)
-        self._bury(notes, vacated)
+        if notes.held is None:
+            notes.unburied = vacated
+            if self._interface_of(vacated.local.address):
+                self._bury_unburied(notes)
         return target
 
     def _move(
@@ -441,23 +454,21 @@ class Repair:
             notes.hold(target, self._ports.hold(target))
         return target
 
-    def _bury(self, notes: Notes, leaving: FourTuple, there: socket.socket | None = None) -> None:
-        """Set a tombstone, so that the kernel does not answer for the tuple with RSTs.
-
-        Where nothing can arrive, that has time until the connection has left; and if no descriptor
-        is left for it, the peer's shield alone must do.
-
-        Args:
-            there: the connection's socket, if it has not left yet.
-        """
-        if notes.held is not None:
-            return
-        if there is None:
-            with contextlib.suppress(OSError):
-                notes.hold(leaving, self._ports.hold(leaving, foreign=True))
-        elif interface := self._interface_of(leaving.local.address):
-            with lx.beside(there, interface), contextlib.suppress(OSError):
+    def _bury_early(self, sock: socket.socket, notes: Notes, leaving: FourTuple) -> None:
+        """Set a tombstone where the connection still is, so that the kernel at no time answers for
+        the tuple with RSTs."""
+        interface = self._interface_of(leaving.local.address)
+        if interface is not None and notes.held is None:
+            with lx.beside(sock, interface), contextlib.suppress(OSError):
                 notes.hold(leaving, self._ports.hold(leaving, beside=True))
+
+    def _bury_unburied(self, notes: Notes) -> None:
+        """The same where the connection was. If no descriptor is left for it, the peer's shield
+        alone must do."""
+        vacated, notes.unburied = notes.unburied, None
+        if vacated is not None:
+            with contextlib.suppress(OSError):
+                notes.hold(vacated, self._ports.hold(vacated, foreign=True))
 
     # Borrowing sockets
 

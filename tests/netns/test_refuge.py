@@ -70,7 +70,6 @@ def test_route_changed_in_the_middle_of_a_step(
         home = server.tuple
         target = rebound(conversation.before, ("daddr",), version).mirrored()
         with monkeypatch.context() as patch:
-
             source = ports.Ports._source
 
             def as_it_was(self: ports.Ports, wanted: FourTuple) -> ports._Source:
@@ -114,6 +113,31 @@ def test_tombstone_stays_where_the_peer_still_is(network: Network, version: int,
             assert mover.host.counters()["Tcp.OutRsts"] == before, f"the peer was reset: {what}"
         mover.retreat()
         assert mover.tuple == home
+        conversation.finish()
+
+
+@pytest.mark.parametrize("version", [4, 6], ids=["IPv4", "IPv6"])
+def test_tombstone_comes_later_where_nothing_arrives(
+    network: Network, monkeypatch: pytest.MonkeyPatch, version: int
+) -> None:
+    """The address was gone; it comes back before the peer has heard of the move."""
+    with Conversation(network, version, socket.AF_INET6) as conversation:
+        mover, other = conversation.ends["client"], conversation.ends["server"]
+        home = mover.tuple
+        monkeypatch.setattr(mover.engine, "_interface_of", lambda address: None)
+        departed = mover.depart(rebound(conversation.before, ("saddr",), version))
+        assert isinstance(departed, Departed), departed
+        assert mover.connection.notes.held is None
+        with mover.host.entered():
+            mover.engine.bury([mover.connection])
+        assert mover.connection.notes.held == home
+        before = mover.host.counters()["Tcp.OutRsts"]
+        _send_segment(other, home.mirrored())
+        deliver(other, mover, home.mirrored())
+        assert mover.host.counters()["Tcp.OutRsts"] == before
+        mover.retreat()
+        with mover.host.entered():
+            mover.engine.bury([mover.connection])  # it is at rest: nothing to do
         conversation.finish()
 
 
