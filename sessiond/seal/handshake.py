@@ -217,7 +217,7 @@ class Responder:
         self.expire(now)
         initiation = header(Type.INITIATION, remote_index) + e
         for begun in self._begun.values():
-            if begun.initiation == initiation and not begun.finished:
+            if begun.initiation == initiation:
                 return begun.response
         prefixes = [begun.prefix for begun in self._begun.values()]
         if self._cookies.accepts(cookie, source, now):

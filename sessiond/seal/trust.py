@@ -94,6 +94,9 @@ class Trust:
             key: the peer's public key, proven by the handshake.
             name: as dialled; None: the peer came to us.
             address: where it is.
+
+        Raises:
+            ValueError: the name is none (``canonical``).
         """
         for pinned in (name, address):
             if pinned is not None and canonical(pinned) in self._pins:

@@ -172,6 +172,12 @@ def test_a_repeated_initiation_is_answered_with_the_same_response(
     assert complete(initiator, responder, second)
 
 
+def test_a_late_copy_of_an_initiation_begins_nothing(alice: Host, bob: Host) -> None:
+    done = shake(alice, bob)
+    assert done.responder.initiation(done.initiation, SOURCE, 0.0) == done.response
+    assert len(bob.indices) == 1
+
+
 def test_a_replayed_initiation_gives_nobody_anything(alice: Host, bob: Host) -> None:
     done = shake(alice, bob)
     later = 2 * HANDSHAKE_SECONDS

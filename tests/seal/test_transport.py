@@ -282,6 +282,7 @@ def test_at_first_contact_the_initiator_need_not_wait() -> None:
     done = shake(one, other)
     alice, bob = Transport(one.indices), Transport(other.indices)
     alice.install(done.initiators)
+    assert alice.rekey_at == t.REKEY_AFTER_SECONDS
     early = alice.seal(b"with the confirmation", 0.0)
     bob.install(done.responders)
     assert bob.open(early, 0.0).payload == b"with the confirmation"
