@@ -14,6 +14,7 @@ from libhsock.errors import NameNotResolved, NotFound, Refused, UsageError
 from sessiond.config import Limits
 from sessiond.core import events as ev
 from sessiond.core.machine import Core
+from sessiond.core.names import BadName
 from sessiond.core.session import Session
 from sessiond.edges.local import Caller
 from sessiond.edges.resolver import Resolution, ResolveError, Resolver
@@ -62,9 +63,12 @@ class Service:
 
         Raises:
             NameNotResolved: with what was tried.
+            UsageError: this is no name, or no service, that could be looked up.
         """
         try:
             return await self._resolver.resolve(name, service, version, srv=srv)
+        except BadName as error:
+            raise UsageError(str(error)) from error
         except ResolveError as error:
             raise NameNotResolved(str(error), error.tried) from error
 

@@ -11,7 +11,7 @@ import socket
 from sessiond.core.tuples import FourTuple
 from sessiond.rebind import diag
 from sessiond.rebind import linux as lx
-from sessiond.rebind.tcp_state import Unmovable, require_established, tuple_of
+from sessiond.rebind.tcp_state import Unmovable, require_synchronized, tuple_of
 
 _SIOCGSKNS = 0x894C
 _FAMILIES = (socket.AF_INET, socket.AF_INET6)
@@ -30,7 +30,7 @@ def require_movable(sock: socket.socket) -> None:
         raise Unmovable("it is not a TCP socket")
     if sock.getsockopt(lx.SOL_SOCKET, socket.SO_PROTOCOL) != lx.IPPROTO_TCP:
         raise Unmovable("it is a multipath TCP socket (MPTCP moves by itself)")
-    require_established(lx.info(sock).state)
+    require_synchronized(lx.info(sock).state)
     upper = sock.getsockopt(lx.IPPROTO_TCP, lx.TCP_ULP, 16).rstrip(b"\0").decode()
     if upper:
         raise Unmovable(f"the kernel's {upper} works on top of it")

@@ -9,6 +9,7 @@ from __future__ import annotations
 import ctypes
 import fcntl
 import os
+import select
 import socket
 import struct
 from collections.abc import Iterator
@@ -59,7 +60,7 @@ SIOCOUTQNSD = 0x894B
 
 IFNAMSIZ = 16
 
-TCP_ESTABLISHED, TCP_CLOSE = 1, 7
+TCP_ESTABLISHED, TCP_FIN_WAIT1, TCP_FIN_WAIT2, TCP_CLOSE, TCP_CLOSE_WAIT = 1, 4, 5, 7, 8
 TCPI_OPT_TIMESTAMPS, TCPI_OPT_SACK, TCPI_OPT_WSCALE = 1, 2, 4
 TCPOPT_MSS, TCPOPT_WINDOW, TCPOPT_SACK_PERM, TCPOPT_TIMESTAMP = 2, 3, 4, 8
 
@@ -122,6 +123,13 @@ def queue_length(sock: socket.socket, request: int) -> int:
     """Bytes by SIOCINQ, SIOCOUTQ or SIOCOUTQNSD."""
     length: int = _INT.unpack(fcntl.ioctl(sock.fileno(), request, _ZERO))[0]
     return length
+
+
+def receiving_ended(sock: socket.socket) -> bool:
+    """Whether it has RCV_SHUTDOWN: the peer's FIN has come, or the application wants no more."""
+    poll = select.poll()
+    poll.register(sock, select.POLLRDHUP)
+    return bool(poll.poll(0))
 
 
 def get_u32(sock: socket.socket, option: int) -> int:

@@ -14,6 +14,10 @@ that ``let_out`` opens when the lock is off, so that no acknowledgement is dropp
 only where the peer has said, and will not change, how far it has received (``trimmed``): of an
 acknowledgement beyond snd_nxt TCP takes no notice (tcp_ack()), so a connection that takes back more
 than the peer has not got stands still for ever.
+
+A FIN is one sequence number, and always put back as new: the end that sent it sends it again, and
+the end that had it is restored as if it had not, but with its receiving shut down, so that the
+application goes on seeing the end of the stream. So sequence numbers here count data only.
 """
 
 from __future__ import annotations
@@ -50,7 +54,7 @@ class Unmovable(Exception):
 
 
 class TcpState(NamedTuple):
-    """One end of an established connection. Sequence numbers are 32-bit."""
+    """One end of a connection, as data. Sequence numbers are 32-bit, and count no FIN."""
 
     tuple: FourTuple
     snd_una: int
@@ -72,6 +76,10 @@ class TcpState(NamedTuple):
     """The application's SO_REUSEADDR, which leaving repair mode clears."""
     peek_offset: int
     """The application's SO_PEEK_OFF, which a disconnect clears."""
+    sending_ended: bool
+    """The application has shut down sending; a FIN follows the send queue."""
+    receiving_ended: bool
+    """The application sees the end of the stream after the receive queue."""
 
     @property
     def transmitted(self) -> int:
@@ -82,6 +90,11 @@ class TcpState(NamedTuple):
     def unsent(self) -> int:
         """Bytes at the end of the send queue that were never transmitted."""
         return len(self.send_queue) - self.transmitted
+
+    @property
+    def to_send(self) -> bool:
+        """Whether anything, if only the FIN, is to leave when the window opens."""
+        return bool(self.send_queue) or self.sending_ended
 
     @property
     def receive_window(self) -> int:
@@ -138,7 +151,7 @@ def dump(sock: socket.socket, reuse: int | None = None) -> TcpState:
         reuse: its SO_REUSEADDR, if that is known.
 
     Raises:
-        Unmovable: it is not established.
+        Unmovable: it is not established, or both ends have ended it.
         Unsteady: it would not stand still.
         OSError: the kernel refused. After an error it is not in repair mode.
     """
@@ -160,10 +173,13 @@ def _read(sock: socket.socket, reuse: int) -> TcpState:
         sock.setsockopt(lx.SOL_SOCKET, lx.SO_PEEK_OFF, -1)
     before = _reading(sock)
     for _ in range(ATTEMPTS):
-        send_queue = _peek_unacked(sock, before.unacked)
-        receive_queue = _peek(sock, lx.RECV_QUEUE, before.unread)
         info = lx.info(sock)  # after rcv_nxt was read: a FIN that this counts shows in the state
-        require_established(info.state)
+        require_synchronized(info.state)
+        fin = info.state in _FIN_SENT
+        unacked = before.unacked - (fin and before.unacked > 0)
+        unsent = before.unsent - (fin and before.unsent > 0)
+        send_queue = _peek_unacked(sock, unacked)
+        receive_queue = _peek(sock, lx.RECV_QUEUE, before.unread)
         after = _reading(sock, before)
         if before == after:
             break
@@ -173,9 +189,9 @@ def _read(sock: socket.socket, reuse: int) -> TcpState:
     has_timestamps = info.options & lx.TCPI_OPT_TIMESTAMPS
     return TcpState(
         tuple=where,
-        snd_una=(write_seq - before.unacked) & 0xFFFFFFFF,
-        snd_nxt=(write_seq - before.unsent) & 0xFFFFFFFF,
-        rcv_nxt=before.rcv_nxt,
+        snd_una=(write_seq - fin - unacked) & 0xFFFFFFFF,
+        snd_nxt=(write_seq - fin - unsent) & 0xFFFFFFFF,
+        rcv_nxt=(before.rcv_nxt - (info.state == lx.TCP_CLOSE_WAIT)) & 0xFFFFFFFF,
         send_queue=send_queue,
         receive_queue=receive_queue,
         window=before.window,
@@ -186,6 +202,8 @@ def _read(sock: socket.socket, reuse: int) -> TcpState:
         rcv_wscale=info.rcv_wscale,
         reuse=reuse,
         peek_offset=peek_offset,
+        sending_ended=fin,
+        receiving_ended=lx.receiving_ended(sock),
     )
 
 
@@ -204,8 +222,10 @@ def isns(sock: socket.socket) -> tuple[int, int]:
     try:
         write_seq = _end_of(sock, lx.SEND_QUEUE)
         rcv_nxt = _end_of(sock, lx.RECV_QUEUE)
-        snd_nxt = write_seq - lx.queue_length(sock, lx.SIOCOUTQNSD)
+        unsent = lx.queue_length(sock, lx.SIOCOUTQNSD)
         info = lx.info(sock)
+        fin = info.state in _FIN_SENT and not unsent
+        snd_nxt = write_seq - unsent - fin
     finally:
         resume(sock, reuse)
     return (
@@ -278,6 +298,10 @@ def install(
     resume(sock, state.reuse)
     if len(state.send_queue) > transmitted:
         _refill_send_queue(sock, state.send_queue[transmitted:])
+    if state.sending_ended:
+        sock.shutdown(socket.SHUT_WR)
+    if state.receiving_ended:
+        sock.shutdown(socket.SHUT_RD)
     if buffers is not None:
         buffers.put_back(sock)
     if state.peek_offset >= 0:
@@ -294,12 +318,14 @@ def _settable(state: TcpState) -> lx.Window:
     window = state.window
     if 0 < (window.snd_wl1 - state.rcv_nxt) & 0xFFFFFFFF < 2**31:
         window = window._replace(snd_wl1=state.rcv_nxt)
-    return window._replace(snd_wnd=0) if state.send_queue else window
+    if window.rcv_wup == (state.rcv_nxt + 1) & 0xFFFFFFFF:  # acknowledged: the peer's FIN too
+        window = window._replace(rcv_wup=state.rcv_nxt)
+    return window._replace(snd_wnd=0) if state.to_send else window
 
 
 def let_out(sock: socket.socket, state: TcpState) -> None:
     """What was installed may leave now."""
-    if state.send_queue or state.window.snd_wnd < SEGMENT:
+    if state.to_send or state.window.snd_wnd < SEGMENT:
         _open_window(sock, state.window.snd_wnd)
 
 
@@ -470,21 +496,20 @@ class _Buffers:
         sock.setsockopt(lx.SOL_SOCKET, lx.SO_BUF_LOCK, self._lock)
 
 
+_FIN_SENT = (lx.TCP_FIN_WAIT1, lx.TCP_FIN_WAIT2)
+_SYNCHRONIZED = (lx.TCP_ESTABLISHED, lx.TCP_CLOSE_WAIT, *_FIN_SENT)
 _STATES = {
     2: "is still connecting",
     3: "is still connecting",
-    4: "is being closed by this end (FIN_WAIT1)",
-    5: "is half closed by this end (FIN_WAIT2)",
     6: "is closed (TIME_WAIT)",
     7: "is closed",
-    8: "is half closed by the peer (CLOSE_WAIT)",
     9: "is being closed (LAST_ACK)",
     10: "is a listening socket",
     11: "is being closed by both ends (CLOSING)",
 }
 
 
-def require_established(state: int) -> None:
-    """Raise ``Unmovable`` for a connection that is not established at both ends."""
-    if state != lx.TCP_ESTABLISHED:
+def require_synchronized(state: int) -> None:
+    """Raise ``Unmovable`` for a connection that is not established, or ended by both ends."""
+    if state not in _SYNCHRONIZED:
         raise Unmovable(f"the connection {_STATES.get(state, f'is in state {state}')}")

@@ -71,6 +71,10 @@ def test_each_way_opening_fails_has_its_error(world: World, asynchronously: bool
     assert "nobody.test" in message
     assert sorted(tried) == ["nobody.test. A: no such name", "nobody.test. AAAA: no such name"]
 
+    kind, message, _ = attempt("fe80::1%lo", 7000)
+    assert kind == "UsageError"
+    assert "only valid on one link" in message
+
     kind, message, tried = attempt("server.test", 7999)
     assert kind == "CouldNotConnect"
     assert "server.test" in message
