@@ -6,13 +6,15 @@ pair up in ``transitions.TRANSITIONS``. Nothing here knows of sockets, tasks or 
 
 from __future__ import annotations
 
+import itertools
 from collections import Counter, OrderedDict
 from collections.abc import Callable
 from typing import Any
 
 from sessiond.core import events as ev
 from sessiond.core import messages as m
-from sessiond.core.association import Announcement, Association
+from sessiond.core.announcing import announce, announce_anew, confirmed, keep_told
+from sessiond.core.association import Association
 from sessiond.core.binding import adopt, begin
 from sessiond.core.effects import Answer, Effect, Report, Resolve, Step
 from sessiond.core.inputs import Incoming, Kind, Shielded
@@ -26,8 +28,6 @@ from sessiond.core.tuples import Endpoint, FourTuple
 
 HANDOVER_STEPS = frozenset(("depart", "arrive", "follow"))
 """Engine steps with an outcome that the machine waits for."""
-ANNOUNCEMENTS = 6
-"""Times a peer is told of a change while it does not answer; when it is heard again, anew."""
 EARLY_BINDS = 4096
 """Binds kept for connections whose application has not accepted or attached them yet."""
 EARLY_BIND_LIFE = 60.0
@@ -72,7 +72,8 @@ class Core:
         self._announced: tuple[str, ...] = ()
         self._early: OrderedDict[FourTuple, tuple[float, ev.Received]] = OrderedDict()
         self._resolving: set[str] = set()
-        self._token = 0
+        self.tokens = itertools.count(1)
+        """One for each announcement, whoever it is for."""
 
     def handle(self, event: ev.Event, now: float) -> list[Effect]:
         """Take one event in.
@@ -145,8 +146,7 @@ class Core:
         if self._announced != self.addresses():
             self._announced = self.addresses()
             for association in self.table.associations.values():
-                association.announcements = 0
-                self._announce(association)
+                announce_anew(self, association)
 
     def _has_its_path(self, session: Session) -> bool:
         """Whether one without a path need not wait for the network to settle.
@@ -200,36 +200,6 @@ class Core:
         """Paths that policy prefers to the one a session is on."""
         return better(self.network, session.tuple, self.policy)
 
-    def _announce(self, association: Association) -> None:
-        """Tell a peer where this host can be reached now, again until it answers.
-
-        First where the peer was heard last, then wherever else it may be.
-        """
-        self.table.set_deadline(association, None)
-        heard = association.endpoint.address
-        found = self._ways(association, heard)
-        found += self._ways(association, *association.addresses, *association.resolved)
-        if not found or association.announcements >= ANNOUNCEMENTS:
-            return
-        way = found[association.announcements % len(found)]
-        self._token += 1
-        association.announcement = Announcement(self._token, self.now, self.addresses())
-        ping = m.Ping(self._token, self.addresses())
-        self.out.message(Endpoint(way.remote.address, self.port), way.local.address, ping)
-        pause = association.rto(association.announcements)
-        association.announcements += 1
-        self.table.set_deadline(association, self.now + pause)
-
-    def _ways(self, association: Association, *peers: str) -> list[FourTuple]:
-        current = FourTuple(Endpoint(association.via, self.port), association.endpoint)
-        return candidates(self.network, current, peers, frozenset((4, 6)), self.policy)
-
-    def _keep_told(self, association: Association) -> None:
-        """A peer that was just heard, but has not confirmed what it was told: tell it again."""
-        if association.told != self.addresses() and association.deadline is None:
-            association.announcements = 0
-            self._announce(association)
-
     def addresses(self) -> tuple[str, ...]:
         """This host's addresses that a peer may use."""
         return tuple(address.address for address in self.network.addresses)
@@ -272,15 +242,12 @@ class Core:
         news = newest and association.addresses != message.addresses
         if newest:
             association.addresses = message.addresses
-        told = association.announcement
         if isinstance(message, m.Ping):
             answer = m.Pong(message.token, event.source, self.addresses())
             self.out.message(event.source, event.via, answer)
-        elif told is not None and told.token == message.token:
-            association.sample(self.now - told.sent_at)
-            association.told, association.announcement = told.addresses, None
-            self.table.set_deadline(association, None)
-        self._keep_told(association)
+        else:
+            confirmed(self, association, message.token)
+        keep_told(self, association)
         if news:
             self._meet(association)
 
@@ -295,7 +262,7 @@ class Core:
         association = self.table.associations.get(event.host)
         if association is not None:
             association.heard(event.source, event.via, event.counter)
-            self._keep_told(association)
+            keep_told(self, association)
         for entry in message.entries:
             session = self.table.sessions.get(entry.handle)
             if session is None:
@@ -327,16 +294,22 @@ class Core:
 
     def _resolved(self, event: ev.Resolved) -> None:
         self._resolving.discard(event.name)
+        if not event.addresses:
+            return
         for session in list(self.table.sessions.values()):
-            if session.name == event.name and session.association is not None:
-                session.association.resolved = event.addresses
+            association = session.association
+            if session.name == event.name and association is not None:
+                news = association.resolved != event.addresses
+                association.resolved = event.addresses
                 if session.state is State.WAITING:
                     step(self, session, Kind.PATH)
+                if news:
+                    keep_told(self, association)
 
     def _deadline_passed(self, event: ev.DeadlinePassed) -> None:
         for one in list(self.table.due(self.now)):
             if isinstance(one, Association):
-                self._announce(one)
+                announce(self, one)
             else:
                 step(self, one, event)
 
@@ -368,7 +341,7 @@ class Core:
             self.out.effect(Answer(ticket, error))
 
     def resolve(self, session: Session) -> None:
-        """Look the peer's name up again, once for all sessions that wait for it."""
+        """Look the peer's name up again, if it has one, once for all who wait for it."""
         if session.name is not None and session.name not in self._resolving:
             self._resolving.add(session.name)
             self.out.effect(Resolve(session.name, session.service or ""))

@@ -177,11 +177,13 @@ def exhausted(core: Core, session: Session, reason: str | None) -> None:
         session.plan = [session.tuple]
         depart_next(core, session, reason)
         return
+    alone = not core.network.addresses
+    nowhere = "no usable address on this host" if alone else "no path to an address of the peer"
+    session.reason = reason or nowhere
     if session.state is not State.WAITING:
-        core.report(session, "waiting", reason=reason or "no usable address on this host")
+        core.report(session, "waiting", reason=session.reason)
         core.resolve(session)
     session.state = State.WAITING
-    session.reason = reason or "no usable address on this host"
     core.answer(session, session.reason)
     if session.departed and core.usable(session.tuple):
         # The peer's daemon is silent even on the old path: plain TCP may still work there.
@@ -189,7 +191,7 @@ def exhausted(core: Core, session: Session, reason: str | None) -> None:
         core.run(session, "retreat")
     pause = min(RETRY_FIRST * 2 ** min(session.cycles, 10), RETRY_MAX)
     session.cycles += 1
-    if reason is not None:
+    if not alone:
         core.table.set_deadline(session, core.now + pause)
 
 

@@ -45,18 +45,59 @@ def test_a_confirmed_announcement_is_not_repeated() -> None:
     assert world.datagrams - before <= 4  # the server, heard of, tells the client too
 
 
-def test_announcements_to_a_silent_peer_end_and_begin_again_when_it_is_heard() -> None:
+def test_a_silent_peer_is_told_every_now_and_then_until_it_is_back() -> None:
     world, client, server = bound(LAN, LAN6)
     before = world.datagrams
     world.loss = 1.0
     client.have(WIFI, WIFI6)
     world.run(600)
-    assert world.datagrams - before <= 6
+    ways = 2
+    assert world.datagrams - before <= 6 + ways * 600 / 30
+    world.loss = 0.0
+    world.run(31)
+    assert known(server) == {WIFI, WIFI6}
+    before = world.datagrams
+    world.run(600)
+    assert world.datagrams == before
+
+
+def test_a_host_without_an_address_has_nothing_to_tell() -> None:
+    world, client, _ = bound(LAN, LAN6)
+    client.have()
+    world.run(1)
+    before = world.datagrams
+    world.run(600)
+    assert world.datagrams == before
+    assert client.core.deadline() is None
+
+
+def test_a_peer_heard_again_is_told_at_once() -> None:
+    world, client, server = bound(LAN, LAN6)
+    world.loss = 1.0
+    client.have(WIFI, WIFI6)
+    world.run(600)
     world.loss = 0.0
     server.have(LAN)
-    world.run(5)
+    world.run(0.1)
     assert known(server) == {WIFI, WIFI6}
     assert known(client) == {LAN}
+
+
+def test_a_peer_that_only_its_name_can_find_is_found() -> None:
+    """It is on IPv6 only now, and knows only this host's IPv4 address."""
+    world, client, server = bound(LAN)
+    world.loss = 1.0
+    client.have(WIFI, WIFI6)
+    server.have(LAN6)
+    world.run(600)
+    assert client.session().state is State.ESTABLISHED
+    assert server.session().state is State.WAITING
+    world.loss = 0.0
+    world.names["server.test"] = (LAN6,)
+    world.run(31)
+    for host in (client, server):
+        assert host.session().state is State.ESTABLISHED
+    assert client.session().tuple.local.address == WIFI6
 
 
 def test_a_host_that_lost_a_version_is_met_by_the_other() -> None:

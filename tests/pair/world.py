@@ -26,6 +26,7 @@ from sessiond.peer_codec import PeerCodec
 
 PORT = 2006
 ENGINE_TIME = 0.0003
+SETTLES = 0.1
 
 
 @dataclass(eq=False)
@@ -42,12 +43,16 @@ class Socket:
     window: bool = True
     before: FourTuple | None = None
     target: FourTuple | None = None
+    tombstones: set[FourTuple] = field(default_factory=set)
+    """The tuples it has left since it was at rest: segments for them are swallowed, not refused."""
 
     def move(self, new: FourTuple, peer_rcv_nxt: int) -> None:
         """Trim by what the peer has, and send the rest as new."""
         assert peer_rcv_nxt <= self.snd_nxt, "trimmed bytes nobody received"
         # What TCP itself acknowledged since counts too: the peer may be on the same tuple still.
         una = max(self.snd_una, peer_rcv_nxt)
+        self.tombstones.add(self.tuple)
+        self.tombstones.discard(new)
         self.tuple, self.snd_una, self.snd_nxt = new, una, una
         self.locked = False
 
@@ -61,8 +66,6 @@ class Host:
         self.core = Core(name.ljust(16, b"."), PORT, Policy())
         self.codec = PeerCodec(self.core.host)
         self.sockets: dict[int, Socket] = {}
-        self.tombstones: set[FourTuple] = set()
-        """Tuples left without the peer's knowledge: their segments are swallowed, not refused."""
         self.reports: list[ef.Report] = []
         self.answers: list[ef.Answer] = []
         self.addresses: frozenset[str] = frozenset()
@@ -70,9 +73,19 @@ class Host:
         self.have(*addresses)
 
     def have(self, *addresses: str) -> None:
-        """Make these the host's addresses, each on an interface of its own."""
+        """Make these the host's addresses, each on an interface of its own, once and for all."""
         self.addresses = frozenset(addresses)
         self.post(ev.NetworkChanged(network(addresses)))
+
+    def come_to_have(self, *addresses: str) -> None:
+        """The same as ``edges.rtnl`` tells it: what is only gained has to settle."""
+        after = network(addresses)
+        self.addresses = frozenset(addresses)
+        if self.core.network.lost_in(after):
+            self.post(ev.NetworkChanged(after))
+        else:
+            self.post(ev.NetworkChanged(after, settled=False))
+            self.world.after(SETTLES, lambda: self.post(ev.NetworkChanged(self.core.network)))
 
     def post(self, event: ev.Event) -> None:
         """Hand the core an event and carry out what it asks."""
@@ -137,11 +150,12 @@ class Host:
         if sock.before is None:
             sock.before = sock.tuple
         sock.locked, sock.target = True, entry.tuple
-        pending = sock.snd_una < sock.snd_nxt
+        # To the tuple it is on it does not move, nor is it apart for an instant: it is locked.
+        pending = sock.snd_una < sock.snd_nxt or entry.tuple == sock.tuple
         if not pending:
-            self.tombstones.add(sock.tuple)
             sock.move(entry.tuple, sock.snd_una)
-            sock.window, sock.shield = False, True
+            sock.shield = True
+        sock.window = pending and entry.tuple != sock.tuple and sock.window
         return Departed(sock.rcv_nxt, 65535, pending, entry.tuple)
 
     def _arrive(self, sock: Socket, entry: ef.Step) -> Outcome:
@@ -154,11 +168,12 @@ class Host:
     def _follow(self, sock: Socket, entry: ef.Step) -> Outcome:
         assert entry.tuple is not None
         sock.move(entry.tuple, entry.rcv_nxt)
+        sock.before = entry.tuple  # both ends have agreed on it
         sock.shield, sock.window = True, not entry.hold
         return Followed(sock.rcv_nxt, 65535, 0)
 
     def _settle(self, sock: Socket, entry: ef.Step) -> None:
-        self.tombstones.clear()
+        sock.tombstones.clear()
         sock.locked = sock.shield = False
         sock.window, sock.before = True, None
 
@@ -180,6 +195,8 @@ class World:
     names: dict[str, Sequence[str]] = field(default_factory=dict)
     broken: set[str] = field(default_factory=set)
     """Addresses to and from which nothing gets through, though their host thinks otherwise."""
+    one_way: set[tuple[str, str]] = field(default_factory=set)
+    """Source and destination of what gets lost, though the answers would not."""
     datagrams: int = 0
 
     def __post_init__(self) -> None:
@@ -206,8 +223,11 @@ class World:
             host.sockets[handle] = Socket(tuple_)
             both = frozenset((4, 6))
             session_id = self.random.randbytes(16)
+            dialled = name if role == "connect" else None
             host.post(
-                ev.Attached(handle, tuple_, *isns, both, role, name, "7000", session_id=session_id)
+                ev.Attached(
+                    handle, tuple_, *isns, both, role, dialled, "7000", session_id=session_id
+                )
             )
 
     def at(self, when: float, what: Callable[[], Any]) -> None:
@@ -219,16 +239,14 @@ class World:
         self.at(self.now + delay, what)
 
     def run(self, seconds: float) -> None:
-        """Let time pass; TCP gets its turn after everything that happens, and every 10 ms."""
+        """Let time pass; TCP gets its turn after everything that happens."""
         end = self.now + seconds
-        while self.now < end:
-            tick = min(end, self.now + 0.01)
-            if self._queue and self._queue[0][0] <= tick:
-                self.now, _, what = heapq.heappop(self._queue)
-                what()
-            else:
-                self.now = tick
+        self.pump()
+        while self._queue and self._queue[0][0] <= end:
+            self.now, _, what = heapq.heappop(self._queue)
+            what()
             self.pump()
+        self.now = end
 
     def transmit(self, sender: Host, datagram: bytes, to: Endpoint, via: str) -> None:
         """A datagram between daemons."""
@@ -261,9 +279,8 @@ class World:
         mirrored = sock.tuple.mirrored()
         other = next((s for s in receiver.sockets.values() if s.tuple == mirrored), None)
         if other is None:
-            assert sock.shield or mirrored in receiver.tombstones, (
-                f"RST kills {host.name!r} on {sock.tuple}"
-            )
+            silent = any(mirrored in other.tombstones for other in receiver.sockets.values())
+            assert sock.shield or silent, f"RST kills {host.name!r} on {sock.tuple}"
         elif not other.locked:
             assert sock.snd_una <= other.rcv_nxt, "a byte was lost"
             other.rcv_nxt = max(other.rcv_nxt, sock.snd_nxt)
@@ -271,7 +288,8 @@ class World:
             sock.snd_una = other.rcv_nxt
 
     def _passes(self, sender: Host, source: str, destination: str) -> bool:
-        return source in sender.addresses and not {source, destination} & self.broken
+        passes = (source, destination) not in self.one_way
+        return passes and source in sender.addresses and not {source, destination} & self.broken
 
     def _receive(self, receiver: Host | None, datagram: bytes, source: str, via: str) -> None:
         if receiver is None or via not in receiver.addresses:
