@@ -2,12 +2,13 @@
 # make demo    watch sessions move: two hosts and a DNS server on this machine (root)
 # make test    all tests; those that need root or a tool skip and say so
 # make check   ruff, mypy --strict
+# make check-model   the handover's formal model (spin, gcc; some minutes)
 # make bench   the gaps of a handover, beside reconnecting and MPTCP (root)
 # make clean   what the above has made
 
 BIN := .venv/bin
 
-.PHONY: setup demo test check bench clean
+.PHONY: setup demo test check check-model bench clean
 
 setup:
 	@python=$$(PYTHON='$(PYTHON)' .ci/setup) && $(MAKE) -s PYTHON="$$python" .venv/.stamp
@@ -20,7 +21,7 @@ setup:
 	@touch $@
 
 # The goals below do what setup does where it has not been done.
-demo test check bench: | $(if $(wildcard .venv/.stamp),,setup)
+demo test check check-model bench: | $(if $(wildcard .venv/.stamp),,setup)
 
 demo:
 	@$(BIN)/python -m tests.demo
@@ -32,6 +33,9 @@ check:
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy --strict
+
+check-model:
+	@$(BIN)/python -m tests.model
 
 bench:
 	@$(BIN)/python -m tests.bench
