@@ -28,6 +28,10 @@ PROPOSED = (
     *("TOMBSTONE_AT_ORIGIN", "SHIELD_NOTED", "LEFT_BEFORE"),
 )
 SMALL, WIDE = ("ADDR1=1", "WRITES=0"), ("ADDR1=3", "WRITES=0")
+ONE_FAILURE = (
+    *("RST_IS_ERROR", "REQUESTS", "ADDRESSES", "FAILS", "ONE_FAILURE"),
+    *("FUEL=3", "TICKS=1", *WIDE),
+)
 
 
 class Run(NamedTuple):
@@ -82,10 +86,11 @@ FOUND = (
         False,
         ("REQUESTS", "FAILS", "FUEL=3", "TICKS=1", *SMALL, *but("SHIELD_NOTED")),
     ),
+    Run("follow-fails", False, (*ONE_FAILURE, *but("LEFT_BEFORE"))),
     Run(
-        "follow-fails",
+        "two-failures",
         False,
-        ("RST_IS_ERROR", "REQUESTS", "FAILS", "FUEL=3", "TICKS=1", *WIDE, *but("LEFT_BEFORE")),
+        ("RST_IS_ERROR", "REQUESTS", "FAILS", "FUEL=3", "TICKS=1", *WIDE, *PROPOSED),
     ),
     Run("overtaking", False, ("RST_IS_ERROR", "REQUESTS", "OVERTAKING", "FUEL=1", "ADDR1=1")),
 )
@@ -126,7 +131,7 @@ WOULD_HOLD = (
             *("FUEL=3", "TICKS=2", *SMALL, *PROPOSED),
         ),
     ),
-    Run("proposed-fails", True, ("REQUESTS", "FAILS", "FUEL=3", "TICKS=1", *WIDE, *PROPOSED)),
+    Run("proposed-fails", True, (*ONE_FAILURE, *PROPOSED)),
 )
 """The same with what is proposed."""
 

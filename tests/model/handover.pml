@@ -34,7 +34,7 @@
  *   OVERTAKING		a datagram may overtake a segment on its own path
  *   ADDRESSES BREAKS	hosts lose and gain addresses; paths stop working unnoticed
  *   REQUESTS		moves by request, with Prepare
- *   FAILS SETTLE_FAILS	engine steps fail, settle too
+ *   FAILS SETTLE_FAILS	engine steps fail, settle too; with ONE_FAILURE only one does
  *   GAP		a tombstone comes only after the socket has left
  *   CRASH DETACH	a daemon forgets everything; an application detaches its session
  * What counts as an error besides:
@@ -156,6 +156,13 @@ unsigned calm : 1;
 unsigned rounds : 6;
 unsigned fuel : 4;
 unsigned ticks : 4;
+unsigned failed : 1;	/* an engine step has */
+
+#ifdef ONE_FAILURE
+#define MAY_FAIL !failed
+#else
+#define MAY_FAIL true
+#endif
 
 /* of one event; zero between events */
 byte h, event;
@@ -314,7 +321,7 @@ inline result(kind_, r_, pd_, t_) {
 inline fallible() {	/* fine = 0: this step is not taken */
 	fine = 1;
 	if
-	:: boom -> boom = 0; fuel--; fine = 0
+	:: boom -> boom = 0; fuel--; failed = 1; fine = 0
 	:: else
 	fi
 }
@@ -943,7 +950,7 @@ active proctype world() {
 #ifdef FAILS
 		if
 		:: true
-		:: !calm && fuel > 0 && (event == E_MESSAGE || event == E_RESULT || event == E_TIMER ||
+		:: !calm && fuel > 0 && MAY_FAIL && (event == E_MESSAGE || event == E_RESULT || event == E_TIMER ||
 		   event == E_NETWORK) -> boom = 1
 		fi;
 #endif
