@@ -15,6 +15,11 @@ from sessiond.rebind.engine import Connection, Engine
 
 SLICE = 256
 """Sessions an engine handles before peers and applications are listened to again: some 10 ms."""
+CROWD = 32
+"""Sessions in one step that make it likely that more are on their way: a message is full."""
+GATHER_SECONDS = 0.002
+"""How long a crowd waits for the rest: stopping a process costs as much as moving a session or
+two, and is done once a step."""
 BURY_SECONDS = 0.002
 """Until what a departure has left undone is done; where the peer is near it has answered by then,
 and there is nothing left to do."""
@@ -70,8 +75,8 @@ class Performer:
         self._names = names
         self._audience = audience
         self._post = post
-        self._work: deque[tuple[str, Sequence[ef.Step]]] = deque()
-        self._scheduled = False
+        self._work: deque[tuple[str, list[ef.Step]]] = deque()
+        self._next: asyncio.Handle | None = None
         self._unburied: list[Connection] = []
         self._lookups: set[asyncio.Task[None]] = set()
 
@@ -82,10 +87,7 @@ class Performer:
                 for datagram in self._codec.encode(messages):
                     self._datagrams.send(datagram, to, via)
             case ef.Run(step, batch):
-                for start in range(0, len(batch), SLICE):
-                    self._work.append((step, batch[start : start + SLICE]))
-                if not self._scheduled:
-                    self._work_on()
+                self._queue(step, batch)
             case ef.Resolve(name, service):
                 task = asyncio.create_task(self._look_up(name, service))
                 self._lookups.add(task)
@@ -97,11 +99,37 @@ class Performer:
             case ef.Forget(handle):
                 self._audience.forget(handle)
 
+    def _queue(self, step: str, batch: Sequence[ef.Step]) -> None:
+        """Cut a batch in slices, its first sessions joining those that wait for the same step."""
+        last = self._work[-1] if self._work else None
+        room = SLICE - len(last[1]) if last is not None and last[0] == step else 0
+        if last is not None:
+            last[1].extend(batch[:room])
+        for start in range(room, len(batch), SLICE):
+            self._work.append((step, list(batch[start : start + SLICE])))
+        if self._next is None and not self._crowding():
+            self._work_on()
+        else:
+            self._go_on()
+
+    def _crowding(self) -> bool:
+        """Whether what waits is part of something larger that is on its way."""
+        return len(self._work) == 1 and CROWD <= len(self._work[0][1]) < SLICE
+
+    def _go_on(self) -> None:
+        """The next slice when the loop comes round, or when a crowd has gathered."""
+        loop = asyncio.get_running_loop()
+        if self._crowding():
+            if self._next is None:
+                self._next = loop.call_later(GATHER_SECONDS, self._work_on)
+        elif self._work:
+            if self._next is not None:
+                self._next.cancel()
+            self._next = loop.call_soon(self._work_on)
+
     def _work_on(self) -> None:
-        """One slice now, the next when the loop comes round."""
-        self._scheduled = False
-        if not self._work:
-            return
+        """One slice."""
+        self._next = None
         step, batch = self._work.popleft()
         known = [entry for entry in batch if entry.handle in self._connections]
         outcomes = self._outcomes(step, known)
@@ -110,9 +138,7 @@ class Performer:
             for entry, outcome in zip(known, outcomes, strict=True)
         ]
         self._post(ev.StepDone(step, results))
-        if self._work:
-            self._scheduled = True
-            asyncio.get_running_loop().call_soon(self._work_on)
+        self._go_on()
 
     def _outcomes(self, step: str, batch: Sequence[ef.Step]) -> Sequence[Any]:
         sockets = [self._connections[entry.handle] for entry in batch]

@@ -13,6 +13,9 @@ data; these are a few small idempotent datagrams and a person may be waiting."""
 MIN_RTO = 0.02
 """A peer needs a few milliseconds to stop a process and move its socket."""
 MAX_RTO = 3.0
+PATIENCE, MAX_PATIENCE = 0.00025, 0.25
+"""Seconds more for each session that waits for an answer, and at most: the peer moves one after the
+other, in some 0.1 ms, and to repeat what it has not come to yet makes it slower still."""
 
 
 class Announcement(NamedTuple):
@@ -77,6 +80,10 @@ class Association:
         base = INITIAL_RTO if self.srtt is None else self.srtt + 4 * self.rttvar
         return float(min(max(base, MIN_RTO) * 2**attempt, MAX_RTO))
 
+    def pause(self, attempt: int = 0) -> float:
+        """Seconds to wait for the answer about one session of those that wait for one."""
+        return self.rto(attempt) + min(PATIENCE * len(self.outstanding), MAX_PATIENCE)
+
     def working(self, now: float) -> bool:
         """Whether it is in the middle of a batch: a large one is slow, not lost."""
-        return bool(self.outstanding) and now - self.answered_at < self.rto()
+        return bool(self.outstanding) and now - self.answered_at < self.pause()

@@ -113,14 +113,14 @@ def send_request(core: Core, session: Session) -> None:
             session.pending,
         )
         core.out.entry(to, via, m.Move, entry, target.local.address, target.remote.address)
-    core.table.set_deadline(session, core.now + association.rto(session.attempts))
+    core.table.set_deadline(session, core.now + association.pause(session.attempts))
     session.attempts += 1
 
 
 def repeat_request(core: Core, session: Session, event: Any) -> None:
     association = session.association
     if association is not None and association.working(core.now):
-        core.table.set_deadline(session, core.now + association.rto())
+        core.table.set_deadline(session, core.now + association.pause())
     elif session.attempts < REQUEST_ATTEMPTS:
         send_request(core, session)
     else:
