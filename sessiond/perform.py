@@ -151,6 +151,7 @@ class Performer:
             case "arrive":
                 return engine.arrive([(sock, entry.rcv_nxt, entry.window) for sock, entry in pairs])
             case "follow":
+                self._bury_later(sockets)
                 return engine.follow(
                     [
                         (sock, entry.tuple, entry.rcv_nxt, entry.window, entry.hold)

@@ -18,7 +18,7 @@ import socket
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum, auto
 from typing import TypeVar
 
@@ -30,6 +30,7 @@ from sessiond.rebind.engine import Connection, Facts
 from sessiond.rebind.ports import InterfaceOf, Ports, Unbindable
 from sessiond.rebind.process import CannotStop, Process, Shared, stopped
 from sessiond.rebind.tcp_state import TcpState
+from sessiond.rebind.tombstones import Tombstones
 
 MOBILE_USER_TIMEOUT = 2**31 - 1
 """Milliseconds, 24 days: TCP_USER_TIMEOUT while a session is mobile, or tcp_retries2 ends it after
@@ -69,11 +70,9 @@ class Notes:
     """Case 2: where it goes once the peer has answered."""
     peer_window: int = 0
     """Bytes the peer can take, for opening a closed window."""
-    holder: socket.socket | None = None
-    """On the tuple it left, the tombstone; in case 2 on its target, which nobody may take."""
-    held: FourTuple | None = None
-    unburied: FourTuple | None = None
-    """A tuple it left that is still to get its tombstone."""
+    tombstones: Tombstones = field(default_factory=Tombstones)
+    reserved: FourTuple | None = None
+    """In case 2 its target, which nobody else may take; held among the tombstones."""
     snd_nxt: int | None = None
     """Where transmission was before it was taken back: the peer may have received up to here."""
     followed: tuple[FourTuple, int, Followed] | None = None
@@ -87,40 +86,6 @@ class Notes:
             filters.shield(sock)
         else:
             filters.put_back(sock, self.own_filter)
-
-    def hold(self, held: FourTuple, holder: socket.socket) -> None:
-        """Keep a tuple until ``let_go``."""
-        self.let_go()
-        self.held, self.holder = held, holder
-
-    @contextmanager
-    def making_way(self, to: FourTuple, interface_of: InterfaceOf) -> Iterator[None]:
-        """Let the connection come onto the held tuple while that is still held.
-
-        A socket bound to a device is no rival to one that is not (inet_match()), and until that is
-        there, it goes on taking what arrives by the device.
-        """
-        if self.held == to and self.holder is not None:
-            interface = interface_of(to.local.address) or ""
-            try:
-                device = interface.encode() + b"\0"
-                self.holder.setsockopt(lx.SOL_SOCKET, socket.SO_BINDTODEVICE, device)
-            except OSError:
-                interface = ""  # it has just gone
-            if not interface:
-                self.let_go()
-        yield
-        if self.held == to:
-            self.let_go()
-
-    def let_go(self) -> None:
-        """Give up the tuple that is held; silent, the holder is in repair mode."""
-        if self.holder is not None:
-            self.holder.close()
-        self.held = self.holder = None
-
-    def __del__(self) -> None:
-        self.let_go()  # the connection ended in the middle of a handover
 
 
 class Repair:
@@ -253,11 +218,11 @@ class Repair:
         return self._each_still(batch, one, at_once)
 
     def bury(self, batch: Sequence[Connection]) -> None:
-        """What ``depart`` has left undone: tombstones where nothing can arrive for now."""
+        """What a step has left undone: tombstones where nothing is to arrive for now."""
         with self._ports.batch():
             for connection in batch:
                 if connection.notes is not None:
-                    self._bury_unburied(connection.notes)
+                    connection.notes.tombstones.bury_vacated(self._ports)
 
     # One connection, its process stopped
 
@@ -318,6 +283,10 @@ class Repair:
         trimmed = state.trimmed(rcv_nxt)
         new = trimmed.toward(target, 0 if hold else window)
         self._move(sock, notes, state, new, Guard.SHIELD, held=hold)
+        # The mover may give this up, and go on where it was until it can tell.
+        if state.tuple != target:
+            notes.tombstones.vacated(state.tuple)
+        notes.origin = target
         resent = max(0, len(trimmed.send_queue) - state.unsent)
         followed = Followed(state.rcv_nxt, state.receive_window, resent)
         notes.peer_window, notes.followed = window, (target, rcv_nxt, followed)
@@ -339,8 +308,8 @@ class Repair:
     ) -> FourTuple:
         """Move, window closed; to another port where this one is taken and need not be kept."""
         vacated = state.tuple
-        self._bury_unburied(notes)
-        self._bury_early(sock, notes, vacated)
+        notes.tombstones.bury_vacated(self._ports)
+        notes.tombstones.bury(sock, vacated, self._ports, self._interface_of)
         try:
             self._move(sock, notes, state, state.toward(target, 0), Guard.SHIELD, held=True)
         except OSError as error:
@@ -350,10 +319,9 @@ class Repair:
             target = target._replace(local=spare)
             state = _dump(sock, notes)
             self._move(sock, notes, state, state.toward(target, 0), Guard.SHIELD, held=True)
-        if notes.held is None:
-            notes.unburied = vacated
-            if self._interface_of(vacated.local.address):
-                self._bury_unburied(notes)
+        notes.tombstones.vacated(vacated)
+        if self._interface_of(vacated.local.address):
+            notes.tombstones.bury_vacated(self._ports)
         return target
 
     def _move(
@@ -374,7 +342,7 @@ class Repair:
         """
         live = False
         try:
-            with notes.making_way(new.tuple, self._interface_of):
+            with notes.tombstones.making_way(new.tuple, self._interface_of):
                 tcp_state.install(sock, new, self._ports, old=old.tuple, foreign=foreign)
             live = True
             notes.attach(sock, guard)
@@ -383,9 +351,10 @@ class Repair:
         except BaseException as error:
             self._put_back(sock, notes, old, new, live, error)
             raise
-        if notes.target is not None:
-            notes.let_go()  # reserved, but the peer went elsewhere
-        notes.guard, notes.moved, notes.target, notes.followed = guard, True, None, None
+        if notes.reserved is not None:
+            notes.tombstones.give_up(notes.reserved)  # taken, or the peer went elsewhere
+        notes.guard, notes.moved, notes.followed = guard, True, None
+        notes.target = notes.reserved = None
         notes.snd_nxt = old.snd_nxt
 
     def _put_back(
@@ -431,7 +400,7 @@ class Repair:
 
     def _put(self, sock: socket.socket, notes: Notes, state: TcpState) -> None:
         sock.setsockopt(lx.IPPROTO_TCP, lx.TCP_REPAIR, lx.REPAIR_ON)
-        with notes.making_way(state.tuple, self._interface_of):
+        with notes.tombstones.making_way(state.tuple, self._interface_of):
             tcp_state.install(sock, state, self._ports, foreign=True)
         notes.attach(sock, notes.guard)
         if state.window.snd_wnd:
@@ -441,34 +410,20 @@ class Repair:
         self, notes: Notes, state: TcpState, target: FourTuple, any_port: bool
     ) -> FourTuple:
         """Case 2: see that the target can be had, and that nobody takes it meanwhile."""
-        if target in (state.tuple, notes.held):
+        if target == state.tuple or target in notes.tombstones:
             return target
-        notes.let_go()
+        if notes.reserved is not None:
+            notes.tombstones.give_up(notes.reserved)
         try:
-            notes.hold(target, self._ports.hold(target))
+            notes.tombstones.hold(target, self._ports.hold(target))
         except OSError as error:
             spare = self._ports.spare(target.local) if any_port and _taken(error) else None
             if spare is None:
                 raise
             target = target._replace(local=spare)
-            notes.hold(target, self._ports.hold(target))
+            notes.tombstones.hold(target, self._ports.hold(target))
+        notes.reserved = target
         return target
-
-    def _bury_early(self, sock: socket.socket, notes: Notes, leaving: FourTuple) -> None:
-        """Set a tombstone where the connection still is, so that the kernel at no time answers for
-        the tuple with RSTs."""
-        interface = self._interface_of(leaving.local.address)
-        if interface is not None and notes.held is None:
-            with lx.beside(sock, interface), contextlib.suppress(OSError):
-                notes.hold(leaving, self._ports.hold(leaving, beside=True))
-
-    def _bury_unburied(self, notes: Notes) -> None:
-        """The same where the connection was. If no descriptor is left for it, the peer's shield
-        alone must do."""
-        vacated, notes.unburied = notes.unburied, None
-        if vacated is not None:
-            with contextlib.suppress(OSError):
-                notes.hold(vacated, self._ports.hold(vacated, foreign=True))
 
     # Borrowing sockets
 
@@ -588,7 +543,7 @@ def _end(sock: socket.socket, connection: Connection) -> None:
     """Nothing of a handover is left on the socket."""
     notes: Notes | None = connection.notes
     if notes is not None:
-        notes.let_go()
+        notes.tombstones.clear()
         if notes.guard is not Guard.OWN:
             notes.attach(sock, Guard.OWN)
         connection.notes = None

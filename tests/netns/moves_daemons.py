@@ -9,7 +9,7 @@ import socket
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from ipaddress import ip_interface
 
@@ -162,7 +162,9 @@ class World:
             name: lab.enter(Sessiond(network.host, POLICY, NAMESERVERS))
             for name, network in self.networks.items()
         }
-        self.clients = {name: Client(one.socket) for name, one in self.daemons.items()}
+        self.clients = {
+            name: lab.enter(closing(Client(one.socket))) for name, one in self.daemons.items()
+        }
         self.conversations = [self._open(n, kind) for n, kind in enumerate(traffic.TRAFFIC)]
         self.settle("all sessions bound")
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from sessiond.core.outcomes import Departed, Failed
+from sessiond.core.outcomes import Departed, Failed, Followed
 from sessiond.core.tuples import FourTuple
 from sessiond.rebind import linux as lx
 from sessiond.rebind import ports, tcp_state
@@ -127,10 +127,10 @@ def test_tombstone_comes_later_where_nothing_arrives(
         monkeypatch.setattr(mover.engine, "_interface_of", lambda address: None)
         departed = mover.depart(rebound(conversation.before, ("saddr",), version))
         assert isinstance(departed, Departed), departed
-        assert mover.connection.notes.held is None
+        assert home not in mover.connection.notes.tombstones
         with mover.host.entered():
             mover.engine.bury([mover.connection])
-        assert mover.connection.notes.held == home
+        assert home in mover.connection.notes.tombstones
         before = mover.host.counters()["Tcp.OutRsts"]
         _send_segment(other, home.mirrored())
         deliver(other, mover, home.mirrored())
@@ -138,6 +138,53 @@ def test_tombstone_comes_later_where_nothing_arrives(
         mover.retreat()
         with mover.host.entered():
             mover.engine.bury([mover.connection])  # it is at rest: nothing to do
+        conversation.finish()
+
+
+@pytest.mark.parametrize("version", [4, 6], ids=["IPv4", "IPv6"])
+@pytest.mark.parametrize("side", ["client", "server"])
+def test_a_mover_that_went_back_is_not_reset_by_a_peer_that_followed(
+    network: Network, side: str, version: int
+) -> None:
+    """Moved was lost; the mover gave up and is live on the old tuple, the peer has left it."""
+    with Conversation(network, version, socket.AF_INET6) as conversation:
+        mover, other = conversation.ends[side], conversation.ends[_other(side)]
+        home = mover.tuple
+        there = rebound(conversation.before, ("saddr", "daddr"), version)
+        departed = mover.depart(there if side == "client" else there.mirrored())
+        assert isinstance(departed, Departed)
+        assert isinstance(other.follow(departed), Followed)
+        with other.host.entered():
+            other.engine.bury([other.connection])
+        mover.retreat()
+        before = other.host.counters()["Tcp.OutRsts"]
+        _send_segment(mover, home)
+        deliver(mover, other, home)
+        assert other.host.counters()["Tcp.OutRsts"] == before
+        # It tries again, and now the answer arrives.
+        departed = mover.depart(departed.tuple)
+        assert isinstance(departed, Departed)
+        followed = other.follow(departed)
+        assert isinstance(followed, Followed)
+        mover.arrive(followed)
+        other.settle()
+        conversation.finish()
+
+
+def test_who_has_followed_goes_back_to_where_it_followed_to(network: Network) -> None:
+    """Settled was lost; the other end moves in turn, and gives that up."""
+    with Conversation(network, 4, socket.AF_INET6) as conversation:
+        mover, other = conversation.ends["client"], conversation.ends["server"]
+        departed = mover.depart(rebound(conversation.before, ("saddr",), 4))
+        assert isinstance(departed, Departed)
+        followed = other.follow(departed)
+        assert isinstance(followed, Followed)
+        mover.arrive(followed)
+        agreed = other.tuple
+        there = rebound(conversation.before, ("saddr", "daddr"), 4)
+        assert isinstance(other.depart(there.mirrored()), Departed)
+        other.retreat()
+        assert other.tuple == agreed
         conversation.finish()
 
 
