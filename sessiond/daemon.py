@@ -136,14 +136,11 @@ class Daemon:
         sessions = self._core.table.sessions
         try:
             async with asyncio.timeout(WIND_DOWN_SECONDS):
-                while any(session.in_handover for session in sessions.values()):
+                while any(session.waits_for_peer for session in sessions.values()):
                     self._dispatch(await self._inbox.next(self._core.deadline))
         except TimeoutError:
             log.warning("stopping amid handovers: a peer does not answer")
         sockets = self._registry.connections
-        late = [session for session in sessions.values() if session.in_handover]
-        self._engine.retreat([sockets[one.handle] for one in late if one.departed])
-        self._engine.settle([sockets[one.handle] for one in late if not one.departed])
         self._engine.release([sockets[one.handle] for one in sessions.values() if one.mobile])
 
     async def _start(self, undo: AsyncExitStack) -> None:

@@ -97,7 +97,7 @@ class Performer:
             case ef.Answer():
                 self._audience.answer(effect)
             case ef.Forget(handle):
-                self._audience.forget(handle)
+                self._queue("forget", [ef.Step(handle, 0)])  # what it is still to do comes first
 
     def _queue(self, step: str, batch: Sequence[ef.Step]) -> None:
         """Cut a batch in slices, its first sessions joining those that wait for the same step."""
@@ -159,6 +159,10 @@ class Performer:
                         if entry.tuple
                     ]
                 )
+            case "forget":
+                for entry in batch:
+                    self._audience.forget(entry.handle)
+                return [None] * len(batch)
             case "enroll":
                 return engine.enroll(sockets)
             case "release":

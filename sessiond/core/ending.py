@@ -25,8 +25,6 @@ def stay_plain(core: Core, session: Session, reason: str, *, told: bool = True) 
 
 def peer_closed(core: Core, session: Session, incoming: Incoming) -> None:
     """The peer keeps it no longer; TCP itself tells the application what that means."""
-    if session.departed or session.shielded or session.state is State.FOLLOWING:
-        core.run(session, "settle")
     session.departed = session.shielded = False
     session.await_no_answer()
     core.answer(session, "the peer ended the session")
@@ -38,6 +36,8 @@ def peer_closed(core: Core, session: Session, incoming: Incoming) -> None:
 
 def end(core: Core, session: Session, ended: ev.Ended) -> None:
     core.report(session, "closed", reason=ended.reason)
+    if ended.reason != ev.CONNECTION_ENDED:
+        core.run(session, "release")
     remove(core, session, ended.reason)
 
 
@@ -52,6 +52,7 @@ def remove(core: Core, session: Session, reason: str) -> None:
     if association is not None:
         entry = m.CloseEntry(session.peer_handle, reason)
         core.out.entry(association.endpoint, association.via, m.Close, entry)
+        core.gone(session, reason)
     core.answer(session, f"the session ended: {reason}")
     session.await_no_answer()
     session.state = State.CLOSED

@@ -6,8 +6,15 @@ from typing import TYPE_CHECKING, Any
 
 from sessiond.core import messages as m
 from sessiond.core.ending import lose
-from sessiond.core.inputs import Incoming, Shielded
-from sessiond.core.moving import SHIELD_LIFE, depart_next, finish, leave, rest, send_settled
+from sessiond.core.inputs import Incoming, Kind, Shielded
+from sessiond.core.moving import (
+    depart_next,
+    finish,
+    keep_shielded,
+    leave,
+    rest,
+    send_settled,
+)
 from sessiond.core.outcomes import Failed, Followed
 from sessiond.core.paths import forbidden
 from sessiond.core.session import Session, State
@@ -22,17 +29,15 @@ MOVED_REPEAT_FIRST, MOVED_REPEAT_MAX = 1.0, 30.0
 
 def raise_shield(core: Core, session: Session, incoming: Incoming) -> None:
     """The peer is about to leave: late segments must not meet a RST of its old tuple."""
-    core.run(session, "shield", generation=incoming.entry.generation)
+    session.announced = max(session.announced, incoming.entry.generation)
+    keep_shielded(core, session)
 
 
 def shielded(core: Core, session: Session, event: Shielded) -> None:
-    session.shielded = True
     association = session.association
     if association is not None:
         mark = m.Mark(session.peer_handle, event.generation)
         core.out.entry(association.endpoint, association.via, m.Prepared, mark)
-    if session.state is State.ESTABLISHED:
-        core.table.set_deadline(session, core.now + SHIELD_LIFE)
 
 
 def follow(core: Core, session: Session, incoming: Incoming) -> None:
@@ -89,6 +94,8 @@ def followed(core: Core, session: Session, outcome: Followed) -> None:
     session.rcv_nxt, session.window = outcome.rcv_nxt, outcome.window
     finish(core, session, session.target)
     send_moved(core, session)
+    if session.changes != core.changes and not core.usable(session.tuple):
+        leave(core, session, Kind.LOST)
 
 
 def follow_failed(core: Core, session: Session, failed: Failed) -> None:
@@ -96,7 +103,10 @@ def follow_failed(core: Core, session: Session, failed: Failed) -> None:
         lose(core, session, failed.reason)
         return
     refuse_move(core, session, session.generation, failed.reason)
-    rest(core, session)
+    if session.departed:
+        leave(core, session, Kind.LOST)  # it is not where it could rest
+    else:
+        rest(core, session)
 
 
 def refuse_move(core: Core, session: Session, generation: int, reason: str) -> None:

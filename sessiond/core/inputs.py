@@ -6,6 +6,7 @@ from enum import Enum, auto
 from typing import Any, NamedTuple
 
 from sessiond.core import events as ev
+from sessiond.core.outcomes import Failed
 
 
 class Kind(Enum):
@@ -24,6 +25,13 @@ class Incoming(NamedTuple):
     event: ev.Received
     message: Any
     entry: Any
+
+
+class Undone(NamedTuple):
+    """A step failed that no handover waits for."""
+
+    step: str
+    failed: Failed
 
 
 class Shielded(NamedTuple):

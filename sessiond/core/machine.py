@@ -9,7 +9,7 @@ from __future__ import annotations
 import itertools
 from collections import Counter, OrderedDict
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 from sessiond.core import events as ev
 from sessiond.core import messages as m
@@ -17,9 +17,10 @@ from sessiond.core.announcing import announce, announce_anew, confirmed, keep_to
 from sessiond.core.association import Association
 from sessiond.core.binding import adopt, begin
 from sessiond.core.effects import Answer, Effect, Report, Resolve, Step
-from sessiond.core.inputs import Incoming, Kind, Shielded
+from sessiond.core.inputs import Incoming, Kind, Shielded, Undone
 from sessiond.core.network import Network
 from sessiond.core.outbox import Outbox
+from sessiond.core.outcomes import Failed
 from sessiond.core.paths import Policy, better, candidates, usable
 from sessiond.core.session import Session, State
 from sessiond.core.table import Pair, Table, pair
@@ -32,6 +33,17 @@ EARLY_BINDS = 4096
 """Binds kept for connections whose application has not accepted or attached them yet."""
 EARLY_BIND_LIFE = 60.0
 """Seconds."""
+GONE = 4096
+"""Sessions remembered after their end, so that a peer whose Close was lost is told again."""
+
+
+class Gone(NamedTuple):
+    """A session that was."""
+
+    host: bytes
+    """The peer it was shared with."""
+    peer_handle: int
+    reason: str
 
 
 class Core:
@@ -63,6 +75,8 @@ class Core:
         self.move_on_better = move_on_better
         self.allow_loopback = allow_loopback
         self.network = Network()
+        self.changes = 0
+        """How often that was replaced."""
         self.table = Table()
         self.refused: Counter[str] = Counter()
         """What was dropped and why, for the statistics."""
@@ -70,6 +84,7 @@ class Core:
         self.out = Outbox()
         self._judged: dict[Pair, Kind] = {}
         self._announced: tuple[str, ...] = ()
+        self._gone: OrderedDict[int, Gone] = OrderedDict()
         self._early: OrderedDict[FourTuple, tuple[float, ev.Received]] = OrderedDict()
         self._resolving: set[str] = set()
         self.tokens = itertools.count(1)
@@ -134,6 +149,7 @@ class Core:
 
     def _network_changed(self, event: ev.NetworkChanged) -> None:
         self.network = event.after
+        self.changes += 1
         self._judged.clear()
         if not event.settled:
             for session in list(self.table.sessions.values()):
@@ -267,6 +283,7 @@ class Core:
             session = self.table.sessions.get(entry.handle)
             if session is None:
                 self.refused["unknown session"] += 1
+                self._tell_gone(event, message, entry.handle)
             elif session.association is not association or (
                 association is None and (session.state, type(message)) != _BIND_REFUSED
             ):
@@ -278,6 +295,19 @@ class Core:
         for session in list(self.table.asking.get((event.via, event.to.address), ())):
             step(self, session, event)
 
+    def gone(self, session: Session, reason: str) -> None:
+        """A session was removed: its peer is to know, even if the first Close is lost."""
+        if session.association is not None:
+            self._gone[session.handle] = Gone(session.association.host, session.peer_handle, reason)
+            if len(self._gone) > GONE:
+                self._gone.popitem(last=False)
+
+    def _tell_gone(self, event: ev.Received, message: Any, handle: int) -> None:
+        gone = self._gone.get(handle)
+        if gone is not None and gone.host == event.host and not isinstance(message, m.Close):
+            entry = m.CloseEntry(gone.peer_handle, gone.reason)
+            self.out.entry(event.source, event.via, m.Close, entry)
+
     # The engine, names and time
 
     def _step_done(self, event: ev.StepDone) -> None:
@@ -285,12 +315,13 @@ class Core:
             session = self.table.sessions.get(handle)
             if session is None:
                 continue
-            if outcome is None:
-                if event.step == "shield":
-                    step(self, session, Shielded(generation))
-                continue
-            session.busy = False
-            step(self, session, outcome)
+            if event.step in HANDOVER_STEPS:
+                session.busy = False
+                step(self, session, outcome)
+            elif isinstance(outcome, Failed):
+                step(self, session, Undone(event.step, outcome))
+            elif event.step == "shield":
+                step(self, session, Shielded(generation))
 
     def _resolved(self, event: ev.Resolved) -> None:
         self._resolving.discard(event.name)
@@ -317,7 +348,8 @@ class Core:
 
     def run(self, session: Session, name: str, **details: Any) -> None:
         """Have the engine take a step; between two of a handover nothing else is decided."""
-        session.busy = session.busy or name in HANDOVER_STEPS
+        if name in HANDOVER_STEPS:
+            session.busy, session.changes = True, self.changes
         details.setdefault("generation", session.generation)
         self.out.step(name, Step(session.handle, **details))
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from sessiond.core import messages as m
 from sessiond.core.ending import lose
-from sessiond.core.inputs import Incoming, Kind
+from sessiond.core.inputs import Incoming, Kind, Undone
 from sessiond.core.outcomes import Arrived, Departed, Failed
 from sessiond.core.session import Session, State
 from sessiond.core.tuples import Endpoint, FourTuple
@@ -18,6 +18,8 @@ REQUEST_ATTEMPTS = 4
 """Times a Prepare or Move is sent on one path before the next path is tried."""
 SHIELD_LIFE = 5.0
 """Seconds a shield stays up for a move that does not come."""
+SETTLE_AGAIN = 0.1
+"""Seconds until a settle that failed is tried again; in case 2 the window may be closed so long."""
 RETRY_FIRST, RETRY_MAX = 0.5, 30.0
 """Seconds between attempts on all paths while none answers."""
 FLAP_WITHIN = 10
@@ -90,7 +92,10 @@ def departed(core: Core, session: Session, outcome: Departed) -> None:
     association = session.association
     if association is not None:
         association.outstanding.add(session.handle)
-    send_request(core, session)
+    if session.changes != core.changes and not core.usable(outcome.tuple):
+        leave(core, session, Kind.LOST)
+    else:
+        send_request(core, session)
 
 
 def send_request(core: Core, session: Session) -> None:
@@ -187,12 +192,32 @@ def exhausted(core: Core, session: Session, reason: str | None) -> None:
     core.answer(session, session.reason)
     if session.departed and core.usable(session.tuple):
         # The peer's daemon is silent even on the old path: plain TCP may still work there.
-        session.departed = False
+        session.departed, session.shielded = False, True
         core.run(session, "retreat")
     pause = min(RETRY_FIRST * 2 ** min(session.cycles, 10), RETRY_MAX)
     session.cycles += 1
     if not alone:
         core.table.set_deadline(session, core.now + pause)
+
+
+def keep_shielded(core: Core, session: Session) -> None:
+    """For the move that the peer has announced, for a while."""
+    session.shielded = True
+    core.run(session, "shield", generation=session.announced)
+    if session.state is State.ESTABLISHED:
+        core.table.set_deadline(session, core.now + SHIELD_LIFE)
+
+
+def make_up(core: Core, session: Session, undone: Undone) -> None:
+    """A step failed that nobody waits for. A socket that is gone is told of by its end."""
+    if undone.step == "retreat":
+        if undone.failed.lost:
+            lose(core, session, undone.failed.reason)
+        else:
+            session.departed = True  # the next attempt finds it where it is
+    elif undone.step == "settle" and session.state is State.ESTABLISHED:
+        session.shielded = True
+        core.table.set_deadline(session, core.now + SETTLE_AGAIN)
 
 
 def retry(core: Core, session: Session, event: Any) -> None:
@@ -221,7 +246,9 @@ def rest(core: Core, session: Session) -> None:
     session.state = State.ESTABLISHED
     session.plan = []
     session.attempts = 0
-    if session.shielded:
+    if session.announced > session.generation:
+        keep_shielded(core, session)  # what ended took down the shield for the next as well
+    elif session.shielded:
         core.table.set_deadline(session, core.now + SHIELD_LIFE)
     if not core.usable(session.tuple):
         leave(core, session, Kind.LOST)

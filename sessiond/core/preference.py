@@ -50,7 +50,7 @@ def refuse_rebind(core: Core, session: Session, asked: ev.RebindAsked) -> None:
 def expire(core: Core, session: Session, event: Any) -> None:
     """An established session's deadline: a shield nobody needed, or a better path now allowed."""
     if session.shielded:
-        session.shielded = False
+        session.shielded, session.announced = False, 0
         core.run(session, "settle")
     if core.judge(session) is Kind.BETTER:
         improve(core, session, event)

@@ -64,7 +64,12 @@ class Session:
     busy: bool = False
     """An engine step is under way; its result comes before anything else is decided."""
     shielded: bool = False
-    """The engine's shield is up for a move the peer announced."""
+    """The engine's shield is up, or soon will be, for a move the peer announced or may have made.
+    """
+    announced: int = 0
+    """Generation of the newest move that the peer has announced (Prepare)."""
+    changes: int = 0
+    """Of the network, when the engine step under way was decided."""
     departed: bool = False
     """The socket is locked or on the new tuple and waits for the peer."""
     forced: bool = False
@@ -100,6 +105,11 @@ class Session:
     def in_handover(self) -> bool:
         """The engine has done something to the socket that it has still to end."""
         return self.departed or self.shielded or self.state in (State.MOVING, State.FOLLOWING)
+
+    @property
+    def waits_for_peer(self) -> bool:
+        """A handover is under way that the peer is to end."""
+        return self.state in (State.MOVING, State.FOLLOWING)
 
     @property
     def mobile(self) -> bool:

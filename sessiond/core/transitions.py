@@ -40,7 +40,7 @@ from sessiond.core.following import (
     settle_again,
     shielded,
 )
-from sessiond.core.inputs import Incoming, Kind, Shielded
+from sessiond.core.inputs import Incoming, Kind, Shielded, Undone
 from sessiond.core.moving import (
     arrive,
     arrived,
@@ -48,6 +48,7 @@ from sessiond.core.moving import (
     depart_failed,
     departed,
     leave,
+    make_up,
     reconsider,
     repeat_request,
     request_refused,
@@ -127,18 +128,19 @@ TRANSITIONS: dict[tuple[State, Any], Row] = {
         for kind, row in (
             (m.Prepare, raise_shield),
             (Shielded, shielded),
+            (Undone, make_up),
             (m.Move, follow),
             (m.Close, peer_closed),
         )
     },
 }
 
-UNDER_WAY = frozenset((Departed, Arrived, Followed, Failed, ev.Ended, m.Close))
+UNDER_WAY = frozenset((Departed, Arrived, Followed, Failed, Undone, ev.Ended, m.Close))
 """What counts while an engine step is under way."""
 
 IGNORED: frozenset[tuple[State, Any]] = frozenset(
     {
-        *((S.PLAIN, kind) for kind in (*Kind, Shielded, Failed, ev.DeadlinePassed)),
+        *((S.PLAIN, kind) for kind in (*Kind, Shielded, Failed, Undone, ev.DeadlinePassed)),
         *(
             (S.PLAIN, kind) for kind in (Departed, Arrived, Followed)
         ),  # closed by the peer meanwhile
@@ -149,7 +151,6 @@ IGNORED: frozenset[tuple[State, Any]] = frozenset(
         *((S.FOLLOWING, kind) for kind in (Kind.PATH, Kind.BETTER)),
         *((S.FOLLOWING, kind) for kind in (m.Bound, m.Prepared, m.Refused, m.Moved)),
         *((S.WAITING, kind) for kind in (m.Bound, m.Prepared, m.Refused, m.Settled)),
-        *((state, Failed) for state in (S.ESTABLISHED, S.PREPARING, S.WAITING)),  # shield, settle
         *((S.PLAIN, kind) for kind in (m.Bound, m.Refused)),
         *((S.CLOSED, kind) for kind in (*Kind, ev.Ended)),
     }

@@ -68,7 +68,7 @@ class Engine(Protocol):
         """The session is mobile from now on: no silence may end the connection."""
 
     def release(self, batch: Sequence[Connection]) -> list[Failed | None]:
-        """The session is plain TCP again."""
+        """The session is plain TCP again; what a handover has done to it is undone."""
 
     def shield(self, batch: Sequence[Connection]) -> list[Failed | None]:
         """Drop inbound RSTs from now on (the answer to Prepare)."""
@@ -97,4 +97,4 @@ class Engine(Protocol):
         """The handover is over: the window open, lock and shield off, the app's own filter back."""
 
     def retreat(self, batch: Sequence[Connection]) -> list[Failed | None]:
-        """Undo ``depart`` without the peer: live on the tuple it had before."""
+        """Undo ``depart`` without the peer: live on the tuple it had before, its shield up."""

@@ -78,6 +78,13 @@ class Notes:
     followed: tuple[FourTuple, int, Followed] | None = None
     """The last ``follow``: where to, R_a, and what it gave, should it be asked for again."""
 
+    def stay(self, sock: socket.socket, guard: Guard) -> None:
+        """It is live where it was before, and nothing is under way."""
+        self.attach(sock, guard)
+        self.guard, self.moved = guard, False
+        self.target = self.reserved = self.followed = None
+        self.tombstones.clear()
+
     def attach(self, sock: socket.socket, guard: Guard) -> None:
         """Put the socket behind a filter."""
         if guard is Guard.LOCK:
@@ -135,14 +142,23 @@ class Repair:
         return self._each(batch, one)
 
     def release(self, batch: Sequence[Connection]) -> list[Failed | None]:
-        """The session is plain TCP again."""
+        """The session is plain TCP again, on the last tuple that both ends agreed on."""
 
         def one(sock: socket.socket, connection: Connection) -> None:
+            if connection.notes is not None:
+                self._go_back(sock, connection.notes, Guard.OWN)
+            at_once(sock, connection)
+
+        def at_once(sock: socket.socket, connection: Connection) -> _Later | None:
+            if connection.notes is not None and connection.notes.moved:
+                return _Later.LATER
+            _end(sock, connection)
             timeout, connection.user_timeout = connection.user_timeout, None
             if timeout is not None:
                 lx.set_u32(sock, lx.TCP_USER_TIMEOUT, timeout)
+            return None
 
-        return self._each(batch, one)
+        return self._each_still(batch, one, at_once)
 
     def shield(self, batch: Sequence[Connection]) -> list[Failed | None]:
         """Drop inbound RSTs from now on (the answer to Prepare)."""
@@ -203,16 +219,17 @@ class Repair:
         return self._each_still(batch, one, at_once)
 
     def retreat(self, batch: Sequence[Connection]) -> list[Failed | None]:
-        """Undo ``depart`` without the peer: live on the tuple it had before."""
+        """Undo ``depart`` without the peer: live on the tuple it had before, its shield up: the
+        peer may be about to leave that, or have left it."""
 
         def one(sock: socket.socket, connection: Connection) -> None:
-            self._retreat(sock, connection)
+            self._go_back(sock, _noted(sock, connection), Guard.SHIELD)
 
         def at_once(sock: socket.socket, connection: Connection) -> _Later | None:
-            notes: Notes | None = connection.notes
-            if notes is not None and notes.moved:
+            notes = _noted(sock, connection)
+            if notes.moved:
                 return _Later.LATER
-            _end(sock, connection)
+            notes.stay(sock, Guard.SHIELD)
             return None
 
         return self._each_still(batch, one, at_once)
@@ -292,16 +309,15 @@ class Repair:
         notes.peer_window, notes.followed = window, (target, rcv_nxt, followed)
         return followed
 
-    def _retreat(self, sock: socket.socket, connection: Connection) -> None:
-        notes: Notes = connection.notes
-        assert notes.origin is not None  # it departed
+    def _go_back(self, sock: socket.socket, notes: Notes, guard: Guard) -> None:
+        assert notes.origin is not None  # it was dumped when it moved
         if tcp_state.tuple_of(sock) == notes.origin:
             tcp_state.open_window(sock, notes.peer_window)
         else:
             state = _dump(sock, notes)
             back = state.toward(notes.origin, state.window.snd_wnd or notes.peer_window)
-            self._move(sock, notes, state, back, Guard.OWN, foreign=True)
-        _end(sock, connection)
+            self._move(sock, notes, state, back, guard, foreign=True)
+        notes.stay(sock, guard)
 
     def _move_or_spare(
         self, sock: socket.socket, notes: Notes, state: TcpState, target: FourTuple, any_port: bool

@@ -313,6 +313,7 @@ def test_a_peer_that_claims_what_was_never_sent(net: Net) -> None:
     nonsense = state.tuple.mirrored(), (state.rcv_nxt + 5000) & 0xFFFFFFFF, 65536, False
     assert "never sent" in failed(ends.do("left", "follow", *nonsense)).reason
     assert ends.do("right", "retreat") is None
+    ends.settle("right")
     _alive(ends)
 
 

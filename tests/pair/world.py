@@ -136,7 +136,10 @@ class Host:
     def _enroll(self, sock: Socket, entry: ef.Step) -> None:
         pass
 
-    _release = _enroll
+    def _release(self, sock: Socket, entry: ef.Step) -> None:
+        if sock.before is not None and sock.tuple != sock.before:
+            sock.move(sock.before, sock.snd_una)
+        self._settle(sock, entry)
 
     # The engine's steps, as rebind.engine.Engine promises them
 
@@ -181,6 +184,7 @@ class Host:
         assert sock.before is not None
         sock.move(sock.before, sock.snd_una)
         self._settle(sock, entry)
+        sock.shield = True
 
 
 @dataclass
