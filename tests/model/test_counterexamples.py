@@ -127,3 +127,19 @@ def test_a_close_that_meets_a_departure_undoes_it() -> None:
     assert client.session().state is State.PLAIN
     assert sock.window
     assert not sock.shield
+
+
+def test_a_close_that_is_lost_is_told_again() -> None:
+    world, client, server = with_two_addresses_each()
+    client.post(ev.RebindAsked(1, ETH, None))
+    world.run(0.035)
+    assert server.session().state is State.FOLLOWING
+    world.loss = 1.0  # Moved is on its way; Settled and Close are lost
+    world.run(0.03)
+    client.post(ev.Ended(1, "detached by its owner"))
+    world.loss = 0.0
+    world.run(5)
+    assert server.session().state is State.PLAIN
+    (sock,) = server.sockets.values()
+    assert sock.window
+    assert not sock.shield
