@@ -39,9 +39,13 @@ def main(path: Path, check_config: bool) -> None:
 
 async def _serve(settings: config.Config) -> int:
     from sessiond.daemon import Daemon
+    from sessiond.seal.private_file import PrivateFileError
 
     try:
         await Daemon(settings, activated_socket()).run()
+    except PrivateFileError as error:
+        logging.getLogger("sessiond").critical("%s", error)
+        return config.EX_CONFIG
     except OSError as error:
         logging.getLogger("sessiond").critical("cannot serve: %s", error)
         return 1

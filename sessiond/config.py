@@ -18,6 +18,9 @@ from typing import Annotated, Any, Literal, NamedTuple, TextIO
 import msgspec
 from msgspec import Meta, Struct
 
+from sessiond.seal import fingerprint
+from sessiond.seal.trust import canonical
+
 DEFAULT_PATH = Path("/etc/sessiond/sessiond.toml")
 EX_CONFIG = 78
 """sysexits.h: something was found in an unconfigured or misconfigured state."""
@@ -38,6 +41,13 @@ Globs = Annotated[
 ]
 
 
+_GONE = {
+    ("insecure_peers",): "is gone: messages between daemons are sealed always; delete the line "
+    "([peers] trust says whose keys are accepted)"
+}
+"""Options of earlier versions, and what to do about them."""
+
+
 class Section(Struct, frozen=True, forbid_unknown_fields=True):
     """A table of the file. Each of its fields is an option."""
 
@@ -54,6 +64,33 @@ class Peer(Section, frozen=True, forbid_unknown_fields=True):
 
     port: Annotated[int, Meta(ge=1, le=65535, description="an integer from 1 to 65535")] = 2006
     allow_loopback: Switch = False
+
+
+class Pin(Section, frozen=True, forbid_unknown_fields=True):
+    """A key that a peer must have."""
+
+    name: str
+    key: str
+
+    def __post_init__(self) -> None:
+        canonical(self.name)
+        fingerprint.parse(self.key)
+
+
+class Peers(Section, frozen=True, forbid_unknown_fields=True):
+    """Which hosts are what they say they are."""
+
+    trust: Annotated[
+        Literal["first-use", "pinned", "anyone"],
+        Meta(description='one of "first-use", "pinned", "anyone"'),
+    ] = "first-use"
+    pin: Annotated[
+        tuple[Pin, ...],
+        Meta(
+            description="a list of tables [[peers.pin]], each with a name (a DNS name or an "
+            "address) and a key (a fingerprint, of 'sessionctl peers fingerprint' there)"
+        ),
+    ] = ()
 
 
 class Policy(Section, frozen=True, forbid_unknown_fields=True):
@@ -104,10 +141,10 @@ class Limits(Section, frozen=True, forbid_unknown_fields=True):
 class Config(Section, frozen=True, forbid_unknown_fields=True):
     """The whole configuration; ``Config()`` is the defaults."""
 
-    insecure_peers: Switch = False
     state_directory: AbsolutePath = "/var/lib/sessiond"
     local: Local = Local()
     peer: Peer = Peer()
+    peers: Peers = Peers()
     policy: Policy = Policy()
     resolver: Resolver = Resolver()
     log: Log = Log()
@@ -158,17 +195,6 @@ def load(path: Path = DEFAULT_PATH, dropin_dir: Path | None = None) -> Config:
     return msgspec.convert(merged, Config)
 
 
-def refusal(config: Config) -> str | None:
-    """Why a daemon must not start with a valid configuration, or None."""
-    if config.insecure_peers:
-        return None
-    return (
-        "messages between daemons are not sealed in this version, so anyone who can send UDP to "
-        "this host could ask it to move sessions; set insecure_peers = true to accept that "
-        "(on a network you trust), there is no other way to start yet"
-    )
-
-
 def check(
     path: Path = DEFAULT_PATH, dropin_dir: Path | None = None, *, errors: TextIO | None = None
 ) -> int:
@@ -179,12 +205,9 @@ def check(
     """
     errors = errors or sys.stderr
     try:
-        refused = refusal(load(path, dropin_dir))
+        load(path, dropin_dir)
     except ConfigError as error:
         print(error, file=errors)
-        return EX_CONFIG
-    if refused:
-        print(f"{path}: {refused}", file=errors)
         return EX_CONFIG
     return 0
 
@@ -239,7 +262,9 @@ def _illegal(
     for name, value in table.items():
         here = (*keys, name)
         option = options.get(name)
-        if option is None:
+        if here in _GONE:
+            yield here, _GONE[here]
+        elif option is None:
             where = f"[{'.'.join(keys)}]" if keys else "the top level"
             yield here, f"unknown key, {where} has {', '.join(options)}"
         elif isinstance(option, type) and issubclass(option, Section):

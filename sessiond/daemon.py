@@ -6,29 +6,24 @@ import asyncio
 import gc
 import logging
 import resource
-import secrets
 import signal
 import socket
 from contextlib import AsyncExitStack
 from pathlib import Path
-from typing import Any
 
 from sessiond.config import Config
 from sessiond.core import events as ev
 from sessiond.core.machine import Core
 from sessiond.core.network import Network
 from sessiond.core.paths import Policy
-from sessiond.core.tuples import Endpoint
 from sessiond.edges.local import LocalServer
-from sessiond.edges.peer_udp import PeerUdp
 from sessiond.edges.resolver import Resolver
 from sessiond.edges.rtnl import NetworkWatch
 from sessiond.edges.sockdiag import DestroyWatch
 from sessiond.edges.systemd import Supervisor
 from sessiond.inbox import Inbox
-from sessiond.peer_codec import HOST_BYTES, Malformed, PeerCodec
+from sessiond.peers import Peers
 from sessiond.perform import Performer
-from sessiond.ratelimit import RateLimit
 from sessiond.rebind.repair import Repair
 from sessiond.registry import Registry
 from sessiond.service import Service
@@ -37,8 +32,6 @@ log = logging.getLogger(__name__)
 
 WIND_DOWN_SECONDS = 2.0
 """At the end, for handovers under way; then the sockets are left where they work best."""
-STRANGER_LOGS_PER_SECOND = 1
-"""What anybody can trigger from the network must not fill the log."""
 
 
 class Daemon:
@@ -47,6 +40,9 @@ class Daemon:
     Args:
         config: the whole configuration.
         listener: the local socket a supervisor handed over, if it did.
+
+    Raises:
+        PrivateFileError: a file of the state directory can't be used.
     """
 
     def __init__(self, config: Config, listener: socket.socket | None = None) -> None:
@@ -56,13 +52,17 @@ class Daemon:
         self._inbox = Inbox(self._loop.time)
         self._rebinding: asyncio.Task[None] | None = None
         self._told: ev.NetworkChanged | None = None
-        self._malformed = 0
-        self._stranger = RateLimit(STRANGER_LOGS_PER_SECOND)
 
-        host = secrets.token_bytes(HOST_BYTES)
         policy = config.policy
+        self._peers = Peers(
+            config.peer.port,
+            config.peers,
+            Path(config.state_directory),
+            lambda host: host in self._core.table.associations,
+            self._inbox.post,
+        )
         self._core = Core(
-            host,
+            self._peers.key,
             config.peer.port,
             Policy(policy.prefer, policy.avoid, policy.prefer_ipv6),
             min_move_interval=policy.min_move_interval_ms / 1000,
@@ -70,8 +70,6 @@ class Daemon:
             allow_loopback=config.peer.allow_loopback,
         )
         self._engine = Repair(self._interface_of)
-        self._codec = PeerCodec(host)
-        self._udp = PeerUdp(config.peer.port, self._datagram, self._unreachable)
         self._destroyed = DestroyWatch(self._socket_destroyed)
         self._registry = Registry(self._engine, self._destroyed.unwatch)
         self._network = NetworkWatch(
@@ -86,8 +84,7 @@ class Daemon:
             network=lambda: self._network.current,
         )
         self._performer = Performer(
-            self._codec,
-            self._udp,
+            self._peers,
             self._engine,
             self._registry.connections,
             self._resolver,
@@ -99,10 +96,10 @@ class Daemon:
             self._engine,
             self._registry,
             self._resolver,
+            self._peers,
             config.limits,
             self._dispatch,
             self._destroyed.watch,
-            self._statistics,
         )
 
     async def run(self) -> None:
@@ -144,7 +141,7 @@ class Daemon:
         self._engine.release([sockets[one.handle] for one in sessions.values() if one.mobile])
 
     async def _start(self, undo: AsyncExitStack) -> None:
-        undo.callback(self._udp.close)
+        undo.callback(self._peers.close)
         self._destroyed.start()
         undo.callback(self._destroyed.close)
         network = await self._network.start()
@@ -172,21 +169,6 @@ class Daemon:
         self._inbox.wake()
 
     # What edges report
-
-    def _datagram(self, data: bytes, source: Endpoint, via: str) -> None:
-        try:
-            host, counter, messages = self._codec.decode(data)
-        except Malformed as error:
-            self._malformed += 1
-            if self._stranger.allows():
-                log.warning("ignored a datagram from %s: %s", source, error)
-            return
-        for message in messages:
-            self._inbox.post(ev.Received(host, source, via, counter, message))
-
-    def _unreachable(self, quoted: bytes, to: Endpoint, via: str) -> None:
-        if self._codec.wrote(quoted):
-            self._inbox.post(ev.Unreachable(to, via))
 
     def _socket_destroyed(self, cookie: int) -> None:
         handle = self._registry.by_cookie.get(cookie)
@@ -216,15 +198,12 @@ class Daemon:
             self._inbox.post(event)
 
     async def _listen(self, network: Network) -> None:
-        failed = await self._udp.listen(address.address for address in network.addresses)
+        failed = await self._peers.listen(address.address for address in network.addresses)
         for address, reason in failed.items():
             log.warning("no peer can be reached from %s: %s", address, reason)
 
     def _interface_of(self, address: str) -> str | None:
         return next(iter(self._network.current.interfaces_of(address)), None)
-
-    def _statistics(self) -> dict[str, Any]:
-        return {"malformed": self._malformed, "unsent": self._udp.unsent}
 
 
 def _raise_descriptor_limit() -> None:

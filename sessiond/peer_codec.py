@@ -1,9 +1,9 @@
-"""Messages to datagrams and back: the one place where bytes of a peer are read.
+"""Messages to payloads and back: the one place where a peer's messages are read.
 
-A datagram is a msgpack array ``[version, host, counter, [message, ...]]`` and a message an array
-``[type, field, ...]`` in the order of its class in ``core.messages``. Everything is checked against
-the types there before the core sees it; what does not fit is a ``Malformed`` with a short reason.
-Sealing will wrap exactly these bytes.
+A payload is a msgpack array of messages and a message an array ``[type, field, ...]`` in the order
+of its class in ``core.messages``. Everything is checked against the types there before the core
+sees it; what does not fit is a ``Malformed`` with a short reason. Who says it, and in which order,
+is sealed around the payload (``sessiond.seal``).
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from __future__ import annotations
 import ipaddress
 from collections.abc import Iterator, Sequence
 from functools import lru_cache
-from typing import Any, NamedTuple
+from typing import Any
 
 import msgpack
 import msgspec
@@ -19,10 +19,9 @@ import msgspec
 from sessiond.core import messages as m
 from sessiond.core.tuples import Endpoint
 
-VERSION = 1
-MAX_DATAGRAM = 1200
-"""Bytes; fits every IPv6 path (RFC 8200 section 5) with room for a tunnel."""
-HOST_BYTES = 16
+MAX_PAYLOAD = 1168
+"""Bytes; sealed they are 1,200, which fit every IPv6 path (RFC 8200 section 5) with room for a
+tunnel."""
 MAX_WINDOW = 1 << 30
 """Bytes (RFC 7323 section 2.3)."""
 MAX_TEXT = 200
@@ -52,80 +51,46 @@ _LIMITS = {
 
 
 class Malformed(ValueError):
-    """A datagram that is not of this protocol; nothing of it was used."""
+    """A payload that is not of this protocol; nothing of it was used."""
 
 
-class Datagram(NamedTuple):
-    """What came in one datagram."""
+def encode(messages: Sequence[m.Message]) -> Iterator[bytes]:
+    """Payloads of at most ``MAX_PAYLOAD`` bytes that carry the messages in order."""
+    parts: list[bytes] = []
+    room = _ROOM
+    for message in messages:
+        part = msgpack.packb((_NUMBERS[type(message)], *message))
+        if parts and len(part) > room:
+            yield _payload(parts)
+            parts, room = [], _ROOM
+        parts.append(part)
+        room -= len(part)
+    if parts:
+        yield _payload(parts)
 
-    host: bytes
-    counter: int
-    messages: list[m.Message]
 
+def decode(payload: bytes) -> list[m.Message]:
+    """Read one payload.
 
-class PeerCodec:
-    """Writes this host's datagrams, with a counter that never repeats.
-
-    Args:
-        host: this host's identity.
-        counter: where to start; later than anything sent under this identity before.
+    Raises:
+        Malformed: it is no array of messages, or a field is not what it must be.
     """
-
-    def __init__(self, host: bytes, counter: int = 0) -> None:
-        self.host = host
-        self.counter = counter
-
-    def encode(self, messages: Sequence[m.Message]) -> Iterator[bytes]:
-        """Datagrams of at most ``MAX_DATAGRAM`` bytes that carry the messages in order."""
-        parts: list[bytes] = []
-        room = _ROOM
-        for message in messages:
-            part = msgpack.packb((_NUMBERS[type(message)], *message))
-            if parts and len(part) > room:
-                yield self._datagram(parts)
-                parts, room = [], _ROOM
-            parts.append(part)
-            room -= len(part)
-        if parts:
-            yield self._datagram(parts)
-
-    def wrote(self, beginning: bytes) -> bool:
-        """Whether these bytes begin a datagram of ours.
-
-        It takes knowing this host's identity, which it has told its peers only.
-        """
-        return beginning.startswith(_FOUR + msgpack.packb((VERSION, self.host))[1:])
-
-    def decode(self, datagram: bytes) -> Datagram:
-        """Read one datagram.
-
-        Raises:
-            Malformed: it is not a datagram of this version, or a field is not what it must be.
-        """
-        try:
-            outer = msgpack.unpackb(datagram, use_list=False, **_LIMITS)
-            version, host, counter, raw = msgspec.convert(outer, _OUTER)
-            if version != VERSION:
-                raise Malformed(f"version {version}, this daemon speaks {VERSION}")
-            if len(host) != HOST_BYTES:
-                raise Malformed("host identity of the wrong length")
-            return Datagram(host, counter, [_message(item) for item in raw])
-        except Malformed:
-            raise
-        except (ValueError, TypeError, RecursionError, msgpack.UnpackException) as error:
-            raise Malformed(str(error)[:MAX_TEXT]) from error
-
-    def _datagram(self, parts: list[bytes]) -> bytes:
-        self.counter += 1
-        head: bytes = msgpack.packb((VERSION, self.host, self.counter))
-        # The same array with one more element: its messages, which are packed already.
-        return b"".join((_FOUR, head[1:], _PACKER.pack_array_header(len(parts)), *parts))
+    try:
+        outer = msgpack.unpackb(payload, use_list=False, **_LIMITS)
+        return [_message(item) for item in msgspec.convert(outer, tuple[Any, ...])]
+    except Malformed:
+        raise
+    except (ValueError, TypeError, RecursionError, msgpack.UnpackException) as error:
+        raise Malformed(str(error)[:MAX_TEXT]) from error
 
 
-_ROOM = MAX_DATAGRAM - 40
 _PACKER = msgpack.Packer()
-_FOUR: bytes = _PACKER.pack_array_header(4)
-_OUTER = tuple[int, bytes, int, tuple[Any, ...]]
+_ROOM = MAX_PAYLOAD - 3
+"""Without the array's own header."""
+
+
+def _payload(parts: list[bytes]) -> bytes:
+    return b"".join((_PACKER.pack_array_header(len(parts)), *parts))
 
 
 def _message(raw: Any) -> m.Message:

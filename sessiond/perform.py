@@ -9,8 +9,6 @@ from typing import Any, Protocol
 
 from sessiond.core import effects as ef
 from sessiond.core import events as ev
-from sessiond.core.tuples import Endpoint
-from sessiond.peer_codec import PeerCodec
 from sessiond.rebind.engine import Connection, Engine
 
 SLICE = 256
@@ -25,10 +23,10 @@ BURY_SECONDS = 0.002
 and there is nothing left to do."""
 
 
-class Datagrams(Protocol):
-    """What is needed of the UDP edge."""
+class Daemons(Protocol):
+    """Those of other hosts."""
 
-    def send(self, datagram: bytes, to: Endpoint, via: str) -> None: ...
+    def send(self, send: ef.Send) -> None: ...
 
 
 class Names(Protocol):
@@ -60,16 +58,14 @@ class Performer:
 
     def __init__(
         self,
-        codec: PeerCodec,
-        datagrams: Datagrams,
+        daemons: Daemons,
         engine: Engine,
         connections: dict[int, Connection],
         names: Names,
         audience: Audience,
         post: Callable[[ev.Event], None],
     ) -> None:
-        self._codec = codec
-        self._datagrams = datagrams
+        self._daemons = daemons
         self._engine = engine
         self._connections = connections
         self._names = names
@@ -83,9 +79,8 @@ class Performer:
     def perform(self, effect: ef.Effect) -> None:
         """Carry one effect out; what it leads to is posted."""
         match effect:
-            case ef.Send(to, via, messages):
-                for datagram in self._codec.encode(messages):
-                    self._datagrams.send(datagram, to, via)
+            case ef.Send():
+                self._daemons.send(effect)
             case ef.Run(step, batch):
                 self._queue(step, batch)
             case ef.Resolve(name, service):

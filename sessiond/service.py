@@ -18,6 +18,7 @@ from sessiond.core.names import BadName
 from sessiond.core.session import Session
 from sessiond.edges.local import Caller
 from sessiond.edges.resolver import Resolution, ResolveError, Resolver
+from sessiond.peers import Peers
 from sessiond.rebind.engine import Engine
 from sessiond.rebind.process import Process
 from sessiond.registry import Deliver, Owner, Registry, Subscription
@@ -33,7 +34,6 @@ class Service:
     Args:
         dispatch: handles an event at once, so that its result is there when it returns.
         watch: learn of the end of the socket with this cookie.
-        statistics: counters kept elsewhere in the daemon.
     """
 
     def __init__(
@@ -42,19 +42,19 @@ class Service:
         engine: Engine,
         registry: Registry,
         resolver: Resolver,
+        peers: Peers,
         limits: Limits,
         dispatch: Callable[[ev.Event], None],
         watch: Callable[[int], None],
-        statistics: Callable[[], dict[str, Any]],
     ) -> None:
         self._core = core
         self._engine = engine
         self._registry = registry
         self._resolver = resolver
+        self._peers = peers
         self._limits = limits
         self._dispatch = dispatch
         self._watch = watch
-        self._statistics = statistics
         with socket.socket() as own:
             self._namespace = own.getsockopt(socket.SOL_SOCKET, SO_NETNS_COOKIE, 8)
 
@@ -188,7 +188,7 @@ class Service:
         if uid is None:
             result["peers"] = len(self._core.table.associations)
             result["refused"] = dict(self._core.refused)
-            result.update(self._statistics())
+            result.update(self._peers.statistics())
         return result
 
     def subscribe(

@@ -15,7 +15,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sessiond.config import Config, ConfigError, Section, check, load, refusal
+from sessiond.config import Config, ConfigError, Section, check, load
 
 EXAMPLE = Path(__file__).parents[1] / "systemd" / "sessiond.toml"
 
@@ -103,7 +103,7 @@ def test_drop_ins_win_in_the_order_of_their_names(file: Path) -> None:
 
 
 def test_a_drop_in_directory_elsewhere(file: Path, tmp_path: Path) -> None:
-    file.write_text("insecure_peers = true\n")
+    file.write_text("")
     (tmp_path / "elsewhere").mkdir()
     (tmp_path / "elsewhere" / "a.toml").write_text('[log]\nlevel = "debug"\n')
     assert load(file, tmp_path / "elsewhere").log.level == "debug"
@@ -146,15 +146,24 @@ def test_a_mistake_in_a_drop_in_names_that_file(file: Path) -> None:
         ),
         ("\npeer = 7", "2: peer: 7 is not allowed, it is a table: [peer]"),
         ("[[peer]]\nport = 7", "1: peer: [{'port': 7}] is not allowed, it is a table: [peer]"),
-        ("insecure_peers = 1", "1: insecure_peers: 1 is not allowed, it is true or false"),
+        (
+            "insecure_peers = true",
+            "1: insecure_peers: is gone: messages between daemons are sealed always; "
+            "delete the line ([peers] trust says whose keys are accepted)",
+        ),
+        (
+            "[peers]\ntrust = 'everyone'",
+            '2: peers.trust: "everyone" is not allowed, '
+            'it is one of "first-use", "pinned", "anyone"',
+        ),
         (
             "# port\n[peer] # ours\nprot = 2006",
             "3: peer.prot: unknown key, [peer] has port, allow_loopback",
         ),
         (
             "[pear]\nport = 2006",
-            "1: pear: unknown key, the top level has insecure_peers, state_directory, "
-            "local, peer, policy, resolver, log, limits",
+            "1: pear: unknown key, the top level has state_directory, "
+            "local, peer, peers, policy, resolver, log, limits",
         ),
         (
             "[resolver]\nnameservers = ['dns.test']",
@@ -222,17 +231,33 @@ def test_the_line_of_a_key_that_stands_in_two_tables(file: Path) -> None:
     ]
 
 
-def test_the_daemon_refuses_unsealed_peers_unless_told() -> None:
-    assert "insecure_peers = true" in (refusal(Config()) or "")
-    assert refusal(Config(insecure_peers=True)) is None
+KEY = "-".join(["aaaa"] * 13)
+
+
+def test_pins_are_names_or_addresses_with_keys(file: Path) -> None:
+    pins = [("server.test", KEY), ("2001:db8::1", KEY), ("server.test", KEY.replace("-", ""))]
+    file.write_text(
+        "".join(f'[[peers.pin]]\nname = "{name}"\nkey = "{key}"\n' for name, key in pins)
+    )
+    assert [(pin.name, pin.key) for pin in load(file).peers.pin] == pins
+
+
+@pytest.mark.parametrize(
+    "pin", ['name = "a b"', f'name = "a"\nkey = "{KEY[1:]}"', f'key = "{KEY}"', 'pin = "a"', ""]
+)
+def test_a_pin_that_is_none_is_reported_with_what_it_must_be(file: Path, pin: str) -> None:
+    file.write_text(f"[log]\n[[peers.pin]]\n{pin}\n")
+    (problem,) = problems_of(file)
+    assert problem.startswith("sessiond.toml:2: peers.pin: ")
+    assert "a name (a DNS name or an address) and a key (a fingerprint" in problem
 
 
 @pytest.mark.parametrize(
     ("text", "status", "said"),
     [
-        ("insecure_peers = true", 0, ""),
-        ("", 78, "are not sealed"),
-        ("insecure_peers = 7", 78, "it is true or false"),
+        ("", 0, ""),
+        ("insecure_peers = true", 78, "messages between daemons are sealed always"),
+        ("state_directory = 7", 78, "it is an absolute path"),
     ],
 )
 def test_check_prints_why_not_and_gives_the_exit_status(

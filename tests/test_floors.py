@@ -1,6 +1,7 @@
 """The floors of the house (docs/architecture.md): who may import whom, read from the sources.
 
 __main__ -> daemon -> perform -> {edges, rebind} -> peer_codec -> core -> stdlib
+daemon -> service -> peers -> {keyring -> seal, edges, peer_codec}
 config <- daemon, __main__        edges never import each other
 libhsock.{wire, errors} <- edges/local      libhsock.{wire, errors, client} <- ctl
 libhsock never imports sessiond
@@ -36,7 +37,8 @@ PROTOCOL = ("libhsock.wire", "libhsock.errors", "libhsock.client")
 FROM_CODEC = ("sessiond.peer_codec", "sessiond.core")
 FROM_EDGES = ("sessiond.edges", "sessiond.rebind", *FROM_CODEC)
 BESIDE_PERFORM = ("sessiond.registry", "sessiond.inbox", "sessiond.ratelimit")
-FROM_PERFORM = ("sessiond.perform", "sessiond.service", *BESIDE_PERFORM, *FROM_EDGES)
+PEERS = ("sessiond.peers", "sessiond.keyring", "sessiond.seal")
+FROM_PERFORM = ("sessiond.perform", "sessiond.service", *PEERS, *BESIDE_PERFORM, *FROM_EDGES)
 FROM_CHANNEL = ("sessiond.edges.local.descriptors", "sessiond.edges.local.limits")
 FROM_BACKEND = ("sessiond.edges.local.backend", "sessiond.edges.local.caller")
 CLOCKS_AND_IO = (
@@ -50,11 +52,13 @@ ROOMS = [
     Room("sessiond.perform", FROM_EDGES),
     Room(
         "sessiond.service",
-        ("sessiond.config", "sessiond.registry", *FROM_EDGES, "libhsock.errors"),
+        ("sessiond.config", "sessiond.registry", *PEERS, *FROM_EDGES, "libhsock.errors"),
     ),
     Room("sessiond.registry", ("sessiond.rebind", *FROM_CODEC)),
     Room("sessiond.inbox", ("sessiond.core",)),
-    Room("sessiond.config", others=("msgspec",)),
+    Room("sessiond.peers", ("sessiond.config", "sessiond.ratelimit", *PEERS, *FROM_EDGES)),
+    Room("sessiond.keyring", ("sessiond.config", "sessiond.seal")),
+    Room("sessiond.config", ("sessiond.seal",), ("msgspec",)),
     Room("sessiond.ctl", ("sessiond.ctl", *PROTOCOL), ("click",)),
     Room("sessiond.edges.local.listener", ("libhsock.wire",)),
     Room("sessiond.edges.local.channel", (*FROM_CHANNEL, "libhsock.wire", "libhsock.errors")),

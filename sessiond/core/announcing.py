@@ -54,7 +54,8 @@ def tell(core: Core, association: Association, paths: list[FourTuple]) -> None:
     ping = m.Ping(next(core.tokens), core.addresses())
     association.announcement = Announcement(ping.token, core.now, ping.addresses)
     for path in paths:
-        core.out.message(Endpoint(path.remote.address, core.port), path.local.address, ping)
+        to = Endpoint(path.remote.address, core.port)
+        core.out.message(to, path.local.address, association.host, ping)
 
 
 def ways(core: Core, association: Association) -> list[FourTuple]:

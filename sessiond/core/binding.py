@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from sessiond.core import events as ev
 from sessiond.core import messages as m
 from sessiond.core.association import INITIAL_RTO
 from sessiond.core.ending import stay_plain
@@ -40,7 +41,8 @@ def send_bind(core: Core, session: Session) -> None:
     bind = m.Bind(
         session.id, session.handle, local, remote, proof, tuple(session.versions), core.addresses()
     )
-    core.out.message(Endpoint(remote.address, core.port), local.address, bind)
+    peer = session.name or remote.address
+    core.out.message(Endpoint(remote.address, core.port), local.address, peer, bind)
     session.sent_at = core.now if session.attempts == 0 else session.sent_at
     core.table.set_deadline(session, core.now + INITIAL_RTO * 2**session.attempts)
     session.attempts += 1
@@ -65,6 +67,11 @@ def unreachable(core: Core, session: Session, event: Any) -> None:
             f"listens on UDP port {core.port} (ICMP port unreachable)"
         )
         stay_plain(core, session, reason)
+
+
+def untrusted(core: Core, session: Session, event: ev.Untrusted) -> None:
+    """Who answers at the peer's address may not be the peer."""
+    stay_plain(core, session, event.reason)
 
 
 def bind_refused(core: Core, session: Session, incoming: Incoming) -> None:
@@ -93,14 +100,17 @@ def adopt(core: Core, session: Session, incoming: Incoming) -> None:
         establish(core, session, incoming, bind.handle, bind.versions, bind.addresses)
     if session.state is State.PLAIN:
         refused = m.RefusedEntry(bind.handle, 0, session.reason or "not mobile")
-        to, via = incoming.event.source, incoming.event.via
-        core.out.entry(to, via, m.Refused, refused)
+        event = incoming.event
+        core.out.entry(event.source, event.via, event.host, m.Refused, refused)
+    elif session.association is None or session.association.host != incoming.event.host:
+        core.refused["foreign session"] += 1
     elif session.mobile and session.id == bind.session:
         proof = m.proof("bound", session.id, session.isn_local, session.isn_remote)
         answer = m.Bound(
             bind.handle, session.handle, proof, tuple(session.versions), core.addresses()
         )
-        core.out.message(incoming.event.source, incoming.event.via, answer)
+        event = incoming.event
+        core.out.message(event.source, event.via, event.host, answer)
 
 
 def establish(

@@ -37,6 +37,8 @@ class Send:
     to: Endpoint
     via: str
     """The local address they leave from."""
+    peer: bytes | str
+    """Its identity; before that is known, the name or address it was dialled by."""
     messages: Sequence[Message]
 
 

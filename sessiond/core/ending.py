@@ -51,7 +51,8 @@ def remove(core: Core, session: Session, reason: str) -> None:
     association = session.association
     if association is not None:
         entry = m.CloseEntry(session.peer_handle, reason)
-        core.out.entry(association.endpoint, association.via, m.Close, entry)
+        to, via = association.endpoint, association.via
+        core.out.entry(to, via, association.host, m.Close, entry)
         core.gone(session, reason)
     core.answer(session, f"the session ended: {reason}")
     session.await_no_answer()

@@ -56,7 +56,7 @@ class Received:
     """An authentic message from a peer's daemon."""
 
     host: bytes
-    """The peer host's identity."""
+    """The peer host's identity: its public key."""
     source: Endpoint
     via: str
     """The local address it came to."""
@@ -76,6 +76,17 @@ class Unreachable:
     """Where nothing listens."""
     via: str
     """The local address that was sent from."""
+
+
+@dataclass(frozen=True, slots=True)
+class Untrusted:
+    """The key of who answers at a dialled address is not that of the peer which was meant."""
+
+    address: str
+    name: str
+    """As ``effects.Send`` has named the peer."""
+    reason: str
+    """Why, and what to do."""
 
 
 class Result(NamedTuple):
@@ -126,6 +137,7 @@ Event = (
     | NetworkChanged
     | Received
     | Unreachable
+    | Untrusted
     | StepDone
     | RebindAsked
     | Resolved

@@ -37,7 +37,8 @@ def shielded(core: Core, session: Session, event: Shielded) -> None:
     association = session.association
     if association is not None:
         mark = m.Mark(session.peer_handle, event.generation)
-        core.out.entry(association.endpoint, association.via, m.Prepared, mark)
+        to, via = association.endpoint, association.via
+        core.out.entry(to, via, association.host, m.Prepared, mark)
 
 
 def follow(core: Core, session: Session, incoming: Incoming) -> None:
@@ -113,7 +114,8 @@ def refuse_move(core: Core, session: Session, generation: int, reason: str) -> N
     association = session.association
     if association is not None:
         entry = m.RefusedEntry(session.peer_handle, generation, reason)
-        core.out.entry(association.endpoint, association.via, m.Refused, entry)
+        to, via = association.endpoint, association.via
+        core.out.entry(to, via, association.host, m.Refused, entry)
 
 
 def send_moved(core: Core, session: Session) -> None:
@@ -122,7 +124,7 @@ def send_moved(core: Core, session: Session) -> None:
     assert association is not None
     entry = m.MovedEntry(session.peer_handle, session.generation, session.rcv_nxt, session.window)
     to = Endpoint(session.tuple.remote.address, core.port)
-    core.out.entry(to, session.tuple.local.address, m.Moved, entry)
+    core.out.entry(to, session.tuple.local.address, association.host, m.Moved, entry)
     # A lost Moved is asked for again by the mover; this is for a lost Settled, and not urgent.
     pause = min(MOVED_REPEAT_FIRST * 2**session.attempts, MOVED_REPEAT_MAX)
     session.attempts = min(session.attempts + 1, 16)

@@ -260,7 +260,7 @@ class Core:
             association.addresses = message.addresses
         if isinstance(message, m.Ping):
             answer = m.Pong(message.token, event.source, self.addresses())
-            self.out.message(event.source, event.via, answer)
+            self.out.message(event.source, event.via, event.host, answer)
         else:
             confirmed(self, association, message.token)
         keep_told(self, association)
@@ -306,7 +306,13 @@ class Core:
         gone = self._gone.get(handle)
         if gone is not None and gone.host == event.host and not isinstance(message, m.Close):
             entry = m.CloseEntry(gone.peer_handle, gone.reason)
-            self.out.entry(event.source, event.via, m.Close, entry)
+            self.out.entry(event.source, event.via, event.host, m.Close, entry)
+
+    def _untrusted(self, event: ev.Untrusted) -> None:
+        for (_, remote), sessions in list(self.table.asking.items()):
+            for session in list(sessions) if remote == event.address else ():
+                if event.name == (session.name or remote):
+                    step(self, session, event)
 
     # The engine, names and time
 
@@ -388,6 +394,7 @@ _HANDLERS: dict[type, Callable[[Core, Any], None]] = {
     ev.NetworkChanged: Core._network_changed,
     ev.Received: Core._received,
     ev.Unreachable: Core._unreachable,
+    ev.Untrusted: Core._untrusted,
     ev.StepDone: Core._step_done,
     ev.RebindAsked: Core._rebind_asked,
     ev.Resolved: Core._resolved,

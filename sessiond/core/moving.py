@@ -106,7 +106,8 @@ def send_request(core: Core, session: Session) -> None:
     to = Endpoint(target.remote.address, core.port)
     via = target.local.address
     if session.state is State.PREPARING:
-        core.out.entry(to, via, m.Prepare, m.Mark(session.peer_handle, session.generation))
+        mark = m.Mark(session.peer_handle, session.generation)
+        core.out.entry(to, via, association.host, m.Prepare, mark)
     else:
         entry = m.MoveEntry(
             session.peer_handle,
@@ -117,7 +118,8 @@ def send_request(core: Core, session: Session) -> None:
             session.window,
             session.pending,
         )
-        core.out.entry(to, via, m.Move, entry, target.local.address, target.remote.address)
+        common = target.local.address, target.remote.address
+        core.out.entry(to, via, association.host, m.Move, entry, *common)
     core.table.set_deadline(session, core.now + association.pause(session.attempts))
     session.attempts += 1
 
@@ -165,9 +167,11 @@ def arrived(core: Core, session: Session, outcome: Arrived) -> None:
 
 
 def send_settled(core: Core, session: Session) -> None:
+    association = session.association
+    assert association is not None
     mark = m.Mark(session.peer_handle, session.settled)
     to = Endpoint(session.tuple.remote.address, core.port)
-    core.out.entry(to, session.tuple.local.address, m.Settled, mark)
+    core.out.entry(to, session.tuple.local.address, association.host, m.Settled, mark)
 
 
 def exhausted(core: Core, session: Session, reason: str | None) -> None:

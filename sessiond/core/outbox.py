@@ -10,24 +10,27 @@ from sessiond.core.effects import Effect, Run, Send, Step
 from sessiond.core.tuples import Endpoint
 
 _Entries = dict[tuple[Any, ...], list[Any]]
+_Way = tuple[Endpoint, str, bytes | str]
 
 
 class Outbox:
     """Filled by the transitions of one event, read once."""
 
     def __init__(self) -> None:
-        self._messages: dict[tuple[Endpoint, str], list[m.Message]] = {}
-        self._entries: dict[tuple[Endpoint, str], _Entries] = {}
+        self._messages: dict[_Way, list[m.Message]] = {}
+        self._entries: dict[_Way, _Entries] = {}
         self._steps: dict[str, list[Step]] = {}
         self._others: list[Effect] = []
 
-    def message(self, to: Endpoint, via: str, message: m.Message) -> None:
-        """Send a message that stands for itself."""
-        self._messages.setdefault((to, via), []).append(message)
+    def message(self, to: Endpoint, via: str, peer: bytes | str, message: m.Message) -> None:
+        """Send a message that stands for itself; ``peer`` as in ``effects.Send``."""
+        self._messages.setdefault((to, via, peer), []).append(message)
 
-    def entry(self, to: Endpoint, via: str, kind: Any, entry: Any, *common: Any) -> None:
+    def entry(
+        self, to: Endpoint, via: str, peer: bytes, kind: Any, entry: Any, *common: Any
+    ) -> None:
         """Send one session's entry of a batched message ``kind(*common, entries)``."""
-        batch = self._entries.setdefault((to, via), {})
+        batch = self._entries.setdefault((to, via, peer), {})
         batch.setdefault((kind, *common), []).append(entry)
 
     def step(self, name: str, step: Step) -> None:

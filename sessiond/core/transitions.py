@@ -28,7 +28,7 @@ from typing import TYPE_CHECKING, Any
 
 from sessiond.core import events as ev
 from sessiond.core import messages as m
-from sessiond.core.binding import bind_refused, bound, repeat_bind, unreachable
+from sessiond.core.binding import bind_refused, bound, repeat_bind, unreachable, untrusted
 from sessiond.core.ending import end, peer_closed
 from sessiond.core.following import (
     follow,
@@ -87,6 +87,7 @@ TRANSITIONS: dict[tuple[State, Any], Row] = {
     (S.BINDING, m.Bound): bound,
     (S.BINDING, m.Refused): bind_refused,
     (S.BINDING, ev.Unreachable): unreachable,
+    (S.BINDING, ev.Untrusted): untrusted,
     (S.BINDING, ev.DeadlinePassed): repeat_bind,
     (S.ESTABLISHED, Kind.LOST): leave,
     (S.ESTABLISHED, Kind.BETTER): improve,

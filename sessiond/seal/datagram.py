@@ -66,6 +66,7 @@ class Reason(StrEnum):
     EXPIRED = "expired"
     BUSY = "too many handshakes"
     OURSELVES = "our own key"
+    UNTRUSTED = "untrusted key"
 
 
 class Refused(Exception):

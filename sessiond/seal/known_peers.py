@@ -13,18 +13,21 @@ from sessiond.seal.private_file import PrivateFileError
 from sessiond.seal.trust import canonical
 
 FILE = "known_peers"
-_HEADING = "# Keys of peers as sessiond first met them; sessionctl peers forget NAME removes one.\n"
+_HEADING = "# Keys of peers that sessiond knows; sessionctl peers forget NAME removes one.\n"
 
 
 class KnownPeers(Mapping[str, bytes]):
     """Public keys by canonical name, the same in memory and in the file.
 
+    Args:
+        file: its name in the state directory.
+
     Raises:
         PrivateFileError: a line can't be understood; without it its peer would be met as a new one.
     """
 
-    def __init__(self, state_directory: Path) -> None:
-        self._path = state_directory / FILE
+    def __init__(self, state_directory: Path, file: str = FILE) -> None:
+        self._path = state_directory / file
         self._keys = self._read()
 
     def __getitem__(self, name: str) -> bytes:

@@ -62,6 +62,8 @@ class Opened(NamedTuple):
     payload: bytes
     newest: bool
     """The peer sent none later of those that came: only its source may become the endpoint."""
+    counter: int
+    """Of the datagram; rises with each that the peer seals."""
 
 
 class Transport:
@@ -155,7 +157,7 @@ class Transport:
         if keypair is self._next:
             self._next = None
             self._become_current(keypair)
-        return Opened(payload, newest)
+        return Opened(payload, newest, counter)
 
     def expire(self, now: float) -> None:
         """Forget keys that are too old; what was recorded can't be read with them any more."""

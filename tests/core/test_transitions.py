@@ -33,7 +33,7 @@ def possible() -> list[tuple[State, object]]:
     pairs += itertools.product(alive, FROM_CLIENTS)
     pairs += itertools.product(ASSOCIATED, FROM_PEERS)
     # ICMP is not authenticated: only who asks for a session hears it (``Table.asking``).
-    pairs += [(State.BINDING, ev.Unreachable)]
+    pairs += [(State.BINDING, ev.Unreachable), (State.BINDING, ev.Untrusted)]
     pairs += [(State.BINDING, m.Bound), (State.BINDING, m.Refused), (State.PLAIN, m.Bound)]
     # Steps that nobody waits for meet whatever state the session is in by then.
     pairs += itertools.product((State.PLAIN, *ASSOCIATED), (Shielded, Undone))

@@ -16,7 +16,9 @@ import libhsock
 from libhsock import wire
 from libhsock.client import Client, Connection
 from libhsock.errors import HsockError
-from sessiond.peer_codec import PeerCodec
+from sessiond.peer_codec import encode
+from sessiond.seal.datagram import header, sealed_header
+from sessiond.seal.datagram import SIZES, Type
 from tests.netns import apps
 from tests.netns.session_support import Conversation, World, descriptors, resident
 from tests.support.lab import Lab, missing
@@ -300,10 +302,12 @@ def test_malformed_datagrams_from_the_network(
 def _sound_datagrams() -> list[bytes]:
     from sessiond.core import messages as m
 
-    codec = PeerCodec(os.urandom(16))
     messages: list[Any] = [
         m.Ping(1, ("2001:db8::1", "10.0.0.1")),
         m.Prepare((m.Mark(7, 1), m.Mark(8, 2))),
         m.Close((m.CloseEntry(7, "why"),)),
     ]
-    return [datagram for one in messages for datagram in codec.encode([one])]
+    payloads = [payload for one in messages for payload in encode([one])]
+    sealed = [sealed_header(7, 1) + payload + bytes(16) for payload in payloads]
+    others = [header(kind, 7) + os.urandom(size - 8) for kind, size in SIZES.items()]
+    return payloads + sealed + others

@@ -12,7 +12,7 @@ import itertools
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 from sessiond.core import effects as ef
 from sessiond.core import events as ev
@@ -22,7 +22,7 @@ from sessiond.core.outcomes import Arrived, Departed, Failed, Followed, Outcome
 from sessiond.core.paths import Policy
 from sessiond.core.session import Session
 from sessiond.core.tuples import Endpoint, FourTuple
-from sessiond.peer_codec import PeerCodec
+from sessiond.peer_codec import MAX_PAYLOAD, decode, encode
 
 PORT = 2006
 ENGINE_TIME = 0.0003
@@ -64,7 +64,7 @@ class Host:
         self.world = world
         self.name = name
         self.core = Core(name.ljust(16, b"."), PORT, Policy())
-        self.codec = PeerCodec(self.core.host)
+        self.counter = 0
         self.sockets: dict[int, Socket] = {}
         self.reports: list[ef.Report] = []
         self.answers: list[ef.Answer] = []
@@ -109,9 +109,9 @@ class Host:
 
     def _perform(self, effect: ef.Effect) -> None:
         match effect:
-            case ef.Send(to, via, messages):
-                for datagram in self.codec.encode(messages):
-                    self.world.transmit(self, datagram, to, via)
+            case ef.Send(to, via, peer, messages):
+                for payload in encode(messages):
+                    self.world.transmit(self, payload, to, via, peer)
             case ef.Run(step, batch):
                 self.world.after(ENGINE_TIME, lambda: self._run(step, batch))
             case ef.Report():
@@ -187,6 +187,16 @@ class Host:
         sock.shield = True
 
 
+class Heard(NamedTuple):
+    """What arrives at a host."""
+
+    host: bytes
+    source: Endpoint
+    via: str
+    counter: int
+    payload: bytes
+
+
 @dataclass
 class World:
     """Time, the wire, and the two hosts."""
@@ -252,16 +262,23 @@ class World:
             self.pump()
         self.now = end
 
-    def transmit(self, sender: Host, datagram: bytes, to: Endpoint, via: str) -> None:
-        """A datagram between daemons."""
-        assert len(datagram) <= 1200
+    def transmit(
+        self, sender: Host, payload: bytes, to: Endpoint, via: str, peer: bytes | str
+    ) -> None:
+        """A datagram between daemons, as if sealed: only the peer meant can read it."""
+        assert len(payload) <= MAX_PAYLOAD
         assert to.port == PORT
         self.datagrams += 1
+        sender.counter += 1
+        counter = sender.counter
         if not self._passes(sender, via, to.address) or self.random.random() < self.loss:
             return
         receiver = self.owner(to.address)
         delay = self.rtt / 2 * (1 + self.random.random() * (0.5 if self.loss else 0))
-        self.after(delay, lambda: self._receive(receiver, datagram, via, to.address))
+        met = isinstance(peer, str) or (receiver is not None and peer == receiver.core.host)
+        meant = receiver if met else None
+        heard = Heard(sender.core.host, Endpoint(via, PORT), to.address, counter, payload)
+        self.after(delay, lambda: self._receive(meant, heard))
 
     def owner(self, address: str) -> Host | None:
         """Who has an address."""
@@ -295,12 +312,12 @@ class World:
         passes = (source, destination) not in self.one_way
         return passes and source in sender.addresses and not {source, destination} & self.broken
 
-    def _receive(self, receiver: Host | None, datagram: bytes, source: str, via: str) -> None:
+    def _receive(self, receiver: Host | None, heard: Heard) -> None:
+        host, source, via, counter, payload = heard
         if receiver is None or via not in receiver.addresses:
             return
-        host, counter, messages = receiver.codec.decode(datagram)
-        for message in messages:
-            receiver.post(ev.Received(host, Endpoint(source, PORT), via, counter, message))
+        for message in decode(payload):
+            receiver.post(ev.Received(host, source, via, counter, message))
 
 
 def network(addresses: Sequence[str]) -> Network:

@@ -51,7 +51,7 @@ def test_what_is_sealed_opens_at_the_other_end(payload: bytes) -> None:
     for sender, receiver in ((alice, bob), (bob, alice)):
         datagram = sender.seal(payload, 0.0)
         assert len(datagram) == len(payload) + OVERHEAD
-        assert receiver.open(datagram, 0.0) == (payload, True)
+        assert receiver.open(datagram, 0.0)[:2] == (payload, True)
 
 
 def test_the_header_is_as_documented() -> None:
@@ -125,7 +125,7 @@ def test_what_was_overtaken_by_a_whole_window_is_refused(
         newest = alice.seal(b"", 0.0)
     bob.open(newest, 0.0)
     assert refused(bob, late) is Reason.REPLAYED
-    assert bob.open(just_in_time, 0.0) == (b"just in time", False)
+    assert bob.open(just_in_time, 0.0)[:2] == (b"just in time", False)
 
 
 def test_a_forged_counter_does_not_move_the_window(ends: tuple[Transport, Transport]) -> None:
@@ -136,7 +136,7 @@ def test_a_forged_counter_does_not_move_the_window(ends: tuple[Transport, Transp
         assert refused(bob, forged) is Reason.FORGED
     reserved = datagram[:8] + MAX_NONCE.to_bytes(8, "big") + datagram[16:]
     assert refused(bob, reserved) is Reason.MALFORMED
-    assert bob.open(datagram, 0.0) == (b"genuine", True)
+    assert bob.open(datagram, 0.0)[:2] == (b"genuine", True)
 
 
 def test_a_reflected_datagram_is_refused(ends: tuple[Transport, Transport]) -> None:
@@ -309,8 +309,8 @@ def test_two_handshakes_that_cross_leave_one_association() -> None:
     bob.install(from_alice.responders)
     for number in range(4):
         to_bob, to_alice = alice.seal(b"%d" % number, 0.0), bob.seal(b"%d" % number, 0.0)
-        assert bob.open(to_bob, 0.0) == (b"%d" % number, True)
-        assert alice.open(to_alice, 0.0) == (b"%d" % number, True)
+        assert bob.open(to_bob, 0.0)[:2] == (b"%d" % number, True)
+        assert alice.open(to_alice, 0.0)[:2] == (b"%d" % number, True)
     assert alice.confirmed
     assert bob.confirmed
 

@@ -10,7 +10,6 @@ from tests.support.host import Host
 from tests.support.service import Service
 
 _CONFIG = """\
-insecure_peers = true
 state_directory = "{directory}"
 [local]
 socket = "{directory}/sessiond.sock"
