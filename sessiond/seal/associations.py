@@ -30,6 +30,8 @@ BURST_SECONDS = 60.0
 """Payloads further apart are not of one attempt to reach the peer."""
 RENEW_FIRST, RENEW_MAX = 60.0, 3600.0
 """Seconds between attempts to renew keys with a peer that does not answer."""
+LEAST_PAUSE = 1.0
+"""Seconds: a time computed in two ways may differ in its last bit, and must not keep us busy."""
 LOOK_AGAIN = 600.0
 """Seconds until it is asked again whether keys that nobody wants should be renewed."""
 MAX_ASSOCIATIONS = 4096
@@ -431,7 +433,7 @@ class Associations:
                 association.renew_at = now + pause
                 association.renewals = min(association.renewals + 1, 16)
                 output = self._meet(association.key, [], association.endpoint, association.via, now)
-        self._alarm(association, association.next_at)
+        self._alarm(association, max(association.next_at, now + LEAST_PAUSE))
         return output
 
     def _drop(self, association: Association) -> None:

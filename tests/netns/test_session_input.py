@@ -17,8 +17,7 @@ from libhsock import wire
 from libhsock.client import Client, Connection
 from libhsock.errors import HsockError
 from sessiond.peer_codec import encode
-from sessiond.seal.datagram import header, sealed_header
-from sessiond.seal.datagram import SIZES, Type
+from sessiond.seal.datagram import SIZES, header, sealed_header
 from tests.netns import apps
 from tests.netns.session_support import Conversation, World, descriptors, resident
 from tests.support.lab import Lab, missing
