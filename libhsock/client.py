@@ -158,6 +158,22 @@ class Client(Pool[Connection]):
         """The daemon's counters by name."""
         return self.call(wire.GetStats()).counters
 
+    def peers(self, name: str | None = None) -> tuple[wire.PeerKey, ...]:
+        """The keys of peers that the daemon knows, of all or of the one with this name."""
+        return self.call(wire.Peers() if name is None else wire.Peer(name)).peers
+
+    def pin(self, name: str, key: str) -> None:
+        """Accept only the key with this fingerprint under a name; for administrators."""
+        self.call(wire.Pin(name, key))
+
+    def forget(self, name: str) -> None:
+        """Meet a name's peer again as if for the first time; for administrators."""
+        self.call(wire.Forget(name))
+
+    def fingerprint(self) -> str:
+        """This host's own key."""
+        return self.call(wire.Fingerprint()).key
+
     def events(self, session: str | None = None, timeout: float | None = None) -> EventStream:
         """What happens from now on to one session, or to all the caller may see."""
         monitor = wire.Monitor(session)

@@ -147,6 +147,29 @@ class NetworkView(Shape):
     routes: tuple[NetworkRoute, ...] = ()
 
 
+class PeerKey(Shape):
+    """A key that a peer must have."""
+
+    name: str
+    """A DNS name or an address."""
+    key: str
+    """A fingerprint."""
+    source: str
+    """Why: ``configuration``, ``pinned`` (by request) or ``first-use``."""
+
+
+class PeerKeys(Shape):
+    """The reply to ``peers`` and ``peer``."""
+
+    peers: tuple[PeerKey, ...] = ()
+
+
+class HostKey(Shape):
+    """The reply to ``fingerprint``: this host's own key."""
+
+    key: str
+
+
 class Stats(Shape):
     """The reply to ``stats``."""
 

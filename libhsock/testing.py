@@ -49,6 +49,7 @@ class FakeDaemon:
     ``mobile``    what sessions attached from now on are, with ``reason`` and ``engine``
     ``network``   the reply to ``network``
     ``counters``  the reply to ``stats``
+    ``peers``     the reply to ``peers``
     ``calls``     every request that came, typed, for assertions
     """
 
@@ -63,6 +64,7 @@ class FakeDaemon:
         self.admin = True
         self.network = wire.NetworkView()
         self.counters: dict[str, float] = {}
+        self.peers: list[wire.PeerKey] = []
         self.calls: list[wire.Call[Any]] = []
         self._records: dict[str, Record] = {}
         self._by_cookie: dict[int, str] = {}
@@ -275,6 +277,19 @@ class FakeDaemon:
                 return self.network.to_map()
             case wire.GetStats():
                 return dict(self.counters)
+            case wire.Peers():
+                return wire.PeerKeys(tuple(self.peers)).to_map()
+            case wire.Peer():
+                named = tuple(one for one in self.peers if one.name == call.name)
+                return wire.PeerKeys(named).to_map()
+            case wire.Pin():
+                self.peers.append(wire.PeerKey(call.name, call.key, "pinned"))
+                return {}
+            case wire.Forget():
+                self.peers = [one for one in self.peers if one.name != call.name]
+                return {}
+            case wire.Fingerprint():
+                return wire.HostKey("-".join(["aaaa"] * 13)).to_map()
         raise UsageError(f"FakeDaemon has no {call.method}")
 
     def _resolve(self, call: wire.Resolve) -> wire.Resolution:

@@ -26,6 +26,7 @@ from libhsock.packet import receive as receive
 from libhsock.packet import send as send
 from libhsock.records import Done as Done
 from libhsock.records import Event as Event
+from libhsock.records import HostKey as HostKey
 from libhsock.records import Kind as Kind
 from libhsock.records import Map as Map
 from libhsock.records import Name, SessionId
@@ -33,6 +34,8 @@ from libhsock.records import NetworkAddress as NetworkAddress
 from libhsock.records import NetworkRoute as NetworkRoute
 from libhsock.records import NetworkView as NetworkView
 from libhsock.records import Page as Page
+from libhsock.records import PeerKey as PeerKey
+from libhsock.records import PeerKeys as PeerKeys
 from libhsock.records import Record as Record
 from libhsock.records import Resolution as Resolution
 from libhsock.records import State as State
@@ -172,6 +175,47 @@ class Network(Call[NetworkView]):
     reply: ClassVar[type[Any]] = NetworkView
 
 
+class Peers(Call[PeerKeys]):
+    """The keys of peers that the daemon knows."""
+
+    method: ClassVar[str] = "peers"
+    reply: ClassVar[type[Any]] = PeerKeys
+
+
+class Peer(Call[PeerKeys]):
+    """The keys known under one name."""
+
+    method: ClassVar[str] = "peer"
+    reply: ClassVar[type[Any]] = PeerKeys
+    name: Name
+
+
+class Pin(Call[Done]):
+    """Accept this key only under a name, besides those the configuration has."""
+
+    method: ClassVar[str] = "pin"
+    reply: ClassVar[type[Any]] = Done
+    name: Name
+    key: Name
+    """A fingerprint."""
+
+
+class Forget(Call[Done]):
+    """Meet a name's peer again as if for the first time."""
+
+    method: ClassVar[str] = "forget"
+    reply: ClassVar[type[Any]] = Done
+    repeatable: ClassVar[bool] = False
+    name: Name
+
+
+class Fingerprint(Call[HostKey]):
+    """This host's own key, for others to pin."""
+
+    method: ClassVar[str] = "fingerprint"
+    reply: ClassVar[type[Any]] = HostKey
+
+
 class GetStats(Call[Stats]):
     """The daemon's counters; those of one user's sessions for a user."""
 
@@ -186,7 +230,8 @@ class GetStats(Call[Stats]):
 CALLS: dict[str, type[Call[Any]]] = {
     call.method: call
     for call in (
-        Hello, Resolve, Attach, List, Show, Rebind, Detach, Monitor, Network, GetStats
+        Hello, Resolve, Attach, List, Show, Rebind, Detach, Monitor, Network, GetStats,
+        Peers, Peer, Pin, Forget, Fingerprint
     )
 }  # fmt: skip
 

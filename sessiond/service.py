@@ -7,7 +7,8 @@ import secrets
 import socket
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from libhsock.errors import NameNotResolved, NotFound, Refused, UsageError
@@ -22,6 +23,8 @@ from sessiond.peers import Peers
 from sessiond.rebind.engine import Engine
 from sessiond.rebind.process import Process
 from sessiond.registry import Deliver, Owner, Registry, Subscription
+from sessiond.seal.fingerprint import fingerprint, parse
+from sessiond.seal.private_file import PrivateFileError
 
 SO_NETNS_COOKIE = 71
 REBIND_TIMEOUT = 30.0
@@ -191,6 +194,48 @@ class Service:
             result.update(self._peers.statistics())
         return result
 
+    def peers(self, name: str | None) -> dict[str, Any]:
+        """The keys known of all peers, or of one.
+
+        Raises:
+            UsageError: it is neither a DNS name nor an address.
+            Refused: nothing is known of it.
+        """
+        with _usage():
+            known = list(self._peers.keyring.known(name))
+        if name is not None and not known:
+            raise Refused(f"no key of {name} is known: see 'sessionctl peers list'")
+        return {"peers": [{"name": n, "key": fingerprint(k), "source": why} for n, k, why in known]}
+
+    async def pin(self, name: str, key: str) -> None:
+        """Accept only this key under a name, besides those of the configuration.
+
+        Raises:
+            UsageError: it is no name, or no fingerprint.
+            Refused: it can't be written.
+        """
+        with _usage():
+            await self._peers.keyring.pin(name, parse(key))
+
+    async def forget(self, name: str) -> None:
+        """Drop what was pinned by request or remembered.
+
+        Raises:
+            UsageError: it is neither a DNS name nor an address.
+            Refused: there is nothing to forget, or it can't be written.
+        """
+        with _usage():
+            keyring = self._peers.keyring
+            if not await keyring.forget(name):
+                why = f"no key of {name} is known"
+                if keyring.configured(name):
+                    why = f"{name} is pinned by the configuration: delete it there"
+                raise Refused(why)
+
+    def fingerprint(self) -> dict[str, Any]:
+        """This host's key."""
+        return {"key": fingerprint(self._peers.key)}
+
     def subscribe(
         self, uid: int | None, session: str | None, deliver: Deliver
     ) -> Callable[[], None]:
@@ -234,6 +279,17 @@ class Service:
             handle = secrets.randbits(32)
             if handle not in self._registry.owners:
                 return handle
+
+
+@contextmanager
+def _usage() -> Iterator[None]:
+    """What the caller has named wrongly is the caller's fault; a disk is nobody's."""
+    try:
+        yield
+    except ValueError as error:
+        raise UsageError(str(error)) from error
+    except PrivateFileError as error:
+        raise Refused(str(error)) from error
 
 
 def _check_connected(sock: socket.socket) -> None:

@@ -37,6 +37,7 @@ VERBS = {
     "monitor": "monitor",
     "stats": "host",
     "network": "host",
+    "peers": "peers",
     "completion": "completion",
 }
 """Each verb and the module that has it, as ``verb_<name>``."""

@@ -226,7 +226,8 @@ def test_wrong_usage_shows_the_right_one(daemon: FakeDaemon, arguments: list[str
 
 
 @pytest.mark.parametrize(
-    "verb", [["list"], ["show", A], ["rebind", A], ["monitor"], ["stats"], ["network"]]
+    "verb",
+    [["list"], ["show", A], ["rebind", A], ["monitor"], ["stats"], ["network"], ["peers", "list"]],
 )
 def test_without_a_daemon_every_verb_says_so(tmp_path: Path, verb: list[str]) -> None:
     path = tmp_path / "none.sock"
@@ -380,6 +381,45 @@ def test_stats_shows_the_counters(daemon: FakeDaemon) -> None:
     daemon.counters = {"sessions": 3, "gap_ms_median": 1.25}
     assert output("stats") == "sessions       3\ngap_ms_median  1.25\n"
     assert json.loads(output("stats", "--json")) == daemon.counters
+
+
+# peers
+
+
+KEY = "-".join(["bbbb"] * 13)
+
+
+def test_peers_are_pinned_shown_and_forgotten(daemon: FakeDaemon) -> None:
+    daemon.peers = [wire.PeerKey("laptop.test", KEY, "first-use")]
+    assert output("peers", "pin", "server.test", KEY) == "server.test is pinned\n"
+    assert output("peers", "list") == (
+        f"NAME         SOURCE     KEY\n"
+        f"laptop.test  first-use  {KEY}\n"
+        f"server.test  pinned     {KEY}\n"
+    )
+    shown = json.loads(output("peers", "show", "server.test", "--json"))
+    assert shown == [{"name": "server.test", "key": KEY, "source": "pinned"}]
+    assert completed("sessionctl peers show la") == ["laptop.test"]
+    assert output("peers", "forget", "laptop.test") == "laptop.test is forgotten\n"
+    assert [one["name"] for one in json.loads(output("peers", "list", "--json"))] == ["server.test"]
+
+
+def test_without_peers_it_says_so_beside_the_output(daemon: FakeDaemon) -> None:
+    done = sessionctl("peers", "list")
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "no peer's key is known\n")
+
+
+def test_the_host_s_own_key_is_one_line(daemon: FakeDaemon) -> None:
+    key = output("peers", "fingerprint").strip()
+    assert json.loads(output("peers", "fingerprint", "--json")) == {"key": key}
+    assert len(key) == 64
+
+
+def test_who_may_not_pin_is_told_who_may(daemon: FakeDaemon) -> None:
+    daemon.refuse("pin", Denied("user 1000 may not change whose keys are accepted"))
+    done = sessionctl("peers", "pin", "server.test", KEY)
+    assert done.returncode == 5
+    assert "root and members of the group sessiond" in done.stderr
 
 
 # Completion

@@ -31,6 +31,7 @@ class MemoryBackend:
         self.gate = asyncio.Event()
         self.gate.set()
         self.resolving = 0
+        self.keys: list[Map] = []
 
     def add(self, uid: int, **fields: Any) -> str:
         session = fields.pop("session", uuid.uuid4().hex)
@@ -99,6 +100,19 @@ class MemoryBackend:
 
     def stats(self, uid: int | None) -> Map:
         return {"sessions": {"established": len(self.sessions)}, "malformed": 0}
+
+    def peers(self, name: str | None) -> Map:
+        keys = [k for k in self.keys if name in (None, k["name"])]
+        return {"peers": keys}
+
+    async def pin(self, name: str, key: str) -> None:
+        self.keys.append({"name": name, "key": key, "source": "pinned"})
+
+    async def forget(self, name: str) -> None:
+        self.keys = [k for k in self.keys if k["name"] != name]
+
+    def fingerprint(self) -> Map:
+        return {"key": "aaaa"}
 
     def subscribe(
         self, uid: int | None, session: str | None, deliver: Callable[[Map], None]

@@ -111,8 +111,16 @@ def test_every_method_is_answered(served: Served, client: Client) -> None:
     assert client.rebind(record.session).moves == 1
     assert client.network().addresses[0].interface == "eth0"
     assert client.stats() == {"sessions.established": 1, "malformed": 0}
+    assert client.fingerprint() == "aaaa"
+    client.pin("server.test", "bbbb")
+    assert client.peers() == client.peers("server.test") == (PINNED,)
+    client.forget("server.test")
+    assert client.peers() == client.peers("other.test") == ()
     client.detach(record.session)
     assert list(client.sessions()) == []
+
+
+PINNED = wire.PeerKey("server.test", "bbbb", "pinned")
 
 
 @pytest.mark.parametrize("name", ["a..b", ".", "x" * 64 + ".test", "y." * 127 + "y"])

@@ -28,6 +28,11 @@ CALLS = [
     wire.Monitor(),
     wire.Network(),
     wire.GetStats(),
+    wire.Peers(),
+    wire.Peer("server.test"),
+    wire.Pin("server.test", "aaaa"),
+    wire.Forget("server.test"),
+    wire.Fingerprint(),
 ]
 calm = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])  # a busy machine
 VALUES = st.recursive(
@@ -84,7 +89,10 @@ def test_any_parameters_are_a_call_or_a_usage_error(method: str, params: dict[st
 @calm
 @given(VALUES)
 def test_any_result_is_a_record_or_a_protocol_error(value: Any) -> None:
-    for shape in (wire.Record, wire.Event, wire.Page, wire.Resolution, wire.NetworkView):
+    for shape in (
+        *(wire.Record, wire.Event, wire.Page, wire.Resolution),
+        *(wire.NetworkView, wire.PeerKeys, wire.HostKey),
+    ):
         with contextlib.suppress(ProtocolError):
             assert shape.from_map(shape.from_map(value).to_map()) == shape.from_map(value)
 

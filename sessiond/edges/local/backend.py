@@ -61,6 +61,18 @@ class Backend(Protocol):
     def stats(self, uid: int | None) -> Map:
         """Counters by name; a map of counters becomes ``"name.key"``."""
 
+    def peers(self, name: str | None) -> Map:
+        """``wire.PeerKeys`` as a map, of all peers or those with this name."""
+
+    async def pin(self, name: str, key: str) -> None:
+        """Accept only this key under a name; an administrator asks."""
+
+    async def forget(self, name: str) -> None:
+        """Drop what was pinned or remembered under a name; an administrator asks."""
+
+    def fingerprint(self) -> Map:
+        """``wire.HostKey`` as a map."""
+
     def subscribe(
         self, uid: int | None, session: str | None, deliver: Callable[[Map], None]
     ) -> Callable[[], None]:

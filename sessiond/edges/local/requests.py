@@ -7,7 +7,7 @@ from collections.abc import Coroutine
 from typing import Any
 
 from libhsock import wire
-from libhsock.errors import UsageError
+from libhsock.errors import Denied, UsageError
 from libhsock.wire import Map
 from sessiond.edges.local.backend import Backend
 from sessiond.edges.local.caller import Caller
@@ -40,12 +40,29 @@ class Requests:
                 return wire.reply(id, self._backend.network())
             case wire.GetStats():
                 return wire.reply(id, flat(self._backend.stats(scope)))
+            case wire.Peers():
+                return wire.reply(id, self._backend.peers(None))
+            case wire.Peer():
+                return wire.reply(id, self._backend.peers(call.name))
+            case wire.Pin() | wire.Forget():
+                if not self._caller.admin:
+                    raise Denied(f"user {self._caller.uid} may not change whose keys are accepted")
+                return self._change(call)
+            case wire.Fingerprint():
+                return wire.reply(id, self._backend.fingerprint())
             case wire.Resolve():
                 wire.check_host(call.name)
                 return self._resolve(call)
             case wire.Rebind():
                 return self._backend.rebind(scope, call.session, call.to)
         raise UsageError(f"{call.method} is no request to the daemon")
+
+    async def _change(self, call: wire.Pin | wire.Forget) -> Map:
+        if isinstance(call, wire.Pin):
+            await self._backend.pin(call.name, call.key)
+        else:
+            await self._backend.forget(call.name)
+        return {}
 
     def _attach(self, call: wire.Attach, fds: list[int]) -> Map:
         try:
