@@ -107,8 +107,9 @@ def recorded(world: World) -> tuple[Conversation, list[tuple[str, str, bytes]]]:
 def untouched(world: World, talk: Conversation, before: Any) -> None:
     """The session is where it was, its bytes flow, and it still moves."""
     assert world.record(talk) == before
+    moves = world.watch(world.near)  # earlier moves are none of this one
     world.client.lose("wifi")
-    world.moves.wait("moved", world.client.address("eth", 6))
+    moves.wait("moved", world.client.address("eth", 6))
     world.settled(talk)
     world.finish(talk)
     assert "Traceback" not in world.near.log + world.far.log
