@@ -39,7 +39,14 @@ def send_bind(core: Core, session: Session) -> None:
     local, remote = session.tuple
     proof = m.proof("bind", session.id, session.isn_local, session.isn_remote)
     bind = m.Bind(
-        session.id, session.handle, local, remote, proof, tuple(session.versions), core.addresses()
+        session.id,
+        session.handle,
+        local,
+        remote,
+        proof,
+        tuple(session.versions),
+        core.addresses(),
+        session.role == "connect",
     )
     peer = session.name or remote.address
     core.out.message(Endpoint(remote.address, core.port), local.address, peer, bind)
@@ -93,8 +100,8 @@ def adopt(core: Core, session: Session, incoming: Incoming) -> None:
     """The other end's Bind for a connection of ours, proven."""
     bind: m.Bind = incoming.message
     if session.state is State.BINDING:
-        if session.initiator and session.id > bind.session:
-            return  # both ends asked, not knowing who dialled: the greater id is the session's
+        if session.initiator and not gives_way(session, bind):
+            return
         session.initiator = False
         core.table.rename(session, bind.session)
         establish(core, session, incoming, bind.handle, bind.versions, bind.addresses)
@@ -111,6 +118,18 @@ def adopt(core: Core, session: Session, incoming: Incoming) -> None:
         )
         event = incoming.event
         core.out.message(event.source, event.via, event.host, answer)
+
+
+def gives_way(session: Session, bind: m.Bind) -> bool:
+    """Whether the other end's Bind stands where both have asked.
+
+    Who dialled has a peer in mind, whose key is judged by that name: it does not take another's
+    word, who may have read the initial sequence numbers off the wire. Where neither end knows who
+    dialled, the greater id is the session's.
+    """
+    if session.role == "connect":
+        return False
+    return bind.dialled or session.id < bind.session
 
 
 def establish(

@@ -35,6 +35,8 @@ class Bind(NamedTuple):
     """IP versions the sender's socket can be moved to."""
     addresses: tuple[str, ...]
     """Where else the sender can be reached now."""
+    dialled: bool
+    """The sender opened the connection, and so knows whom it meant."""
 
 
 class Bound(NamedTuple):

@@ -29,7 +29,7 @@ def network(*addresses: str) -> Network:
 class Host:
     """The core, and what it has sent, told and asked of the engine."""
 
-    def __init__(self, policy: Policy | None = None) -> None:
+    def __init__(self, policy: Policy | None = None, role: str = "connect") -> None:
         self.now = 0.0
         self.core = Core(b"h" * 16, PORT, policy or Policy())
         self.sent: list[m.Message] = []
@@ -37,7 +37,7 @@ class Host:
         self.reports: list[ef.Report] = []
         both = frozenset((4, 6))
         self.have(ETH)
-        self.post(ev.Attached(1, TUPLE, 11, 22, both, "connect", session_id=b"s" * 16))
+        self.post(ev.Attached(1, TUPLE, 11, 22, both, role, session_id=b"s" * 16))
 
     @property
     def session(self) -> Session:

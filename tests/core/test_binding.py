@@ -96,3 +96,49 @@ def test_who_asks_no_more_is_forgotten(end: str) -> None:
         case "gone":
             host.post(ev.Ended(1, "closed"))
     assert not host.core.table.asking
+
+
+def test_where_the_wrong_host_answers_it_stays_plain_and_says_what_to_do() -> None:
+    host = Host()
+    host.post(ev.Untrusted(PEER, "another.test", "another.test: refused"))
+    host.post(ev.Untrusted("198.51.100.8", PEER, "198.51.100.8: refused"))
+    assert host.state() is State.BINDING
+    host.post(ev.Untrusted(PEER, PEER, "refused, its key has changed: do this"))
+    assert host.state() is State.PLAIN
+    assert host.session.reason == "refused, its key has changed: do this"
+    assert not host.core.table.asking
+
+
+def bind_of_the_other_end(dialled: bool, id_: bytes) -> m.Bind:
+    ends = Endpoint(PEER, 7000), Endpoint(ETH, 40000)
+    proof = m.proof("bind", id_, 22, 11)
+    return m.Bind(id_, 9, *ends, proof, (4, 6), (PEER,), dialled)
+
+
+@pytest.mark.parametrize("dialled", [True, False])
+def test_who_dialled_takes_no_word_of_others_who_read_the_wire(dialled: bool) -> None:
+    host = Host()
+    host.hear(bind_of_the_other_end(dialled, b"z" * 16))
+    assert host.state() is State.BINDING
+    host.bound()
+    assert host.state() is State.ESTABLISHED
+
+
+@pytest.mark.parametrize(
+    ("dialled", "id_", "stands"),
+    [(True, b"a" * 16, True), (False, b"a" * 16, False), (False, b"z" * 16, True)],
+)
+def test_who_does_not_know_who_dialled_gives_way(dialled: bool, id_: bytes, stands: bool) -> None:
+    host = Host(role="attach")
+    host.hear(bind_of_the_other_end(dialled, id_))
+    assert (host.state() is State.ESTABLISHED) == stands
+
+
+def test_a_bound_session_is_not_bound_to_another_host() -> None:
+    host = Host()
+    host.bound()
+    before = len(host.sent)
+    bind = bind_of_the_other_end(True, host.session.id)
+    host.post(ev.Received(b"x" * 32, Endpoint(PEER, PORT), ETH, 1, bind))
+    assert len(host.sent) == before
+    assert host.core.refused["foreign session"] == 1

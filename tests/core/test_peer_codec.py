@@ -40,6 +40,7 @@ message = st.one_of(
         proof,
         versions,
         addresses,
+        st.booleans(),
     ),
     st.builds(m.Bound, u32, u32, proof, versions, addresses),
     st.builds(m.Ping, u32, addresses),
