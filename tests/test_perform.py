@@ -9,7 +9,6 @@ from typing import Any, cast
 from sessiond.core import effects as ef
 from sessiond.core import events as ev
 from sessiond.core.tuples import Endpoint, FourTuple
-from sessiond.peer_codec import PeerCodec
 from sessiond.perform import CROWD, SLICE, Performer
 from sessiond.rebind.engine import Connection, Engine
 
@@ -41,7 +40,6 @@ class Rig:
         connections = {handle: cast(Connection, handle) for handle in range(sessions)}
         nobody: Any = None
         self.performer = Performer(
-            PeerCodec(bytes(16)),
             nobody,
             cast(Engine, self.engine),
             connections,
