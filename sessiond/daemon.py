@@ -177,6 +177,8 @@ class Daemon:
 
     def _network_changed(self, before: Network, after: Network) -> None:
         """Act at once, or, with new addresses, as soon as their UDP sockets are there."""
+        if not set(after.addresses) <= set(before.addresses):
+            self._performer.bury()
         if self._rebinding is not None and not self._rebinding.done():
             return  # it has still sockets to make, and takes this change in as well
         if set(after.addresses) <= set(before.addresses):

@@ -18,8 +18,8 @@ CROWD = 32
 GATHER_SECONDS = 0.002
 """How long a crowd waits for the rest: stopping a process costs as much as moving a session or
 two, and is done once a step."""
-BURY_SECONDS = 0.002
-"""Until what a departure has left undone is done; where the peer is near it has answered by then,
+BURY_SECONDS = 0.01
+"""Until what a step has left undone is done; where the peer is near, the handover is over by then,
 and there is nothing left to do."""
 
 
@@ -175,6 +175,12 @@ class Performer:
         if not self._unburied:
             asyncio.get_running_loop().call_later(BURY_SECONDS, self._bury)
         self._unburied += sockets
+
+    def bury(self) -> None:
+        """What steps have left undone, now: addresses have come back."""
+        if self._unburied:
+            self._engine.bury(self._unburied)
+            self._unburied = []
 
     def _bury(self) -> None:
         if self._work:

@@ -19,16 +19,25 @@ if TYPE_CHECKING:
 
 QUICK = 6
 """Announcements at the pace of the round trip, each on the next way to the peer."""
+SOON = 0.02
+"""Seconds."""
 PAUSE = 30.0
 """Seconds between those that follow, each on all ways, while the peer's name is looked up."""
 WAYS = 16
 """Ways tried at once at most."""
 
 
-def announce_anew(core: Core, association: Association) -> None:
-    """There is something new to tell, or to tell it to."""
+def announce_anew(core: Core, association: Association, *, soon: bool = False) -> None:
+    """There is something new to tell, or to tell it to.
+
+    Args:
+        soon: not now: sessions move, and that is more urgent at both ends.
+    """
     association.announcements = 0
-    announce(core, association)
+    if soon:
+        core.table.set_deadline(association, core.now + SOON)
+    else:
+        announce(core, association)
 
 
 def announce(core: Core, association: Association) -> None:

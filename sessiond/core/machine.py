@@ -162,7 +162,8 @@ class Core:
         if self._announced != self.addresses():
             self._announced = self.addresses()
             for association in self.table.associations.values():
-                announce_anew(self, association)
+                moving = any(self.table.sessions[one].busy for one in association.sessions)
+                announce_anew(self, association, soon=moving)
 
     def _has_its_path(self, session: Session) -> bool:
         """Whether one without a path need not wait for the network to settle.

@@ -60,7 +60,7 @@ class Ports:
 
     def __init__(self, interface_of: InterfaceOf) -> None:
         self._interface_of = interface_of
-        self._ephemeral = range(0)
+        self._ephemeral: range | None = None
         self._sources: dict[tuple[str, str], _Source | Unbindable] = {}
         self._sharable: dict[int, bool] = {}
         self._steering = Steering()
@@ -68,14 +68,21 @@ class Ports:
     @contextmanager
     def batch(self) -> Iterator[None]:
         """The time for which what was learnt of the network holds."""
-        low, high = map(int, _PORT_RANGE.read_text().split())
-        self._ephemeral = range(low, high + 1)
         try:
             yield
         finally:
             self._sources.clear()
             self._sharable.clear()
             self._steering.close()
+
+    def refresh(self) -> None:
+        """Learn anew what outlasts a batch; when nobody waits: it takes as long as many a move."""
+        self._ephemeral = _ephemeral()
+
+    def _is_ephemeral(self, port: int) -> bool:
+        if self._ephemeral is None:
+            self._ephemeral = _ephemeral()
+        return port in self._ephemeral
 
     def require_path(self, target: FourTuple) -> None:
         """Find out what can be found out before a socket is touched.
@@ -112,7 +119,7 @@ class Ports:
                 pass
             elif not _bind_address(sock, _any(sock)):
                 self._connect_locked(sock, target, source)
-            elif target.local.port in self._ephemeral and self._is_sharable(target, source):
+            elif self._is_ephemeral(target.local.port) and self._is_sharable(target, source):
                 self._connect_ephemeral(sock, target, source, old)
             else:
                 self._connect_fixed(sock, target, source, old)
@@ -123,7 +130,7 @@ class Ports:
 
     def spare(self, local: Endpoint) -> Endpoint | None:
         """A free ephemeral port in place of a taken one; None where the port is a service's."""
-        if local.port not in self._ephemeral:
+        if not self._is_ephemeral(local.port):
             return None
         family = socket.AF_INET6 if local.version == 6 else socket.AF_INET
         with socket.socket(family) as helper:
@@ -150,7 +157,7 @@ class Ports:
         try:
             filters.lock(holder)
             holder.setsockopt(lx.IPPROTO_TCP, lx.TCP_REPAIR, lx.REPAIR_ON)
-            ephemeral = target.local.port in self._ephemeral
+            ephemeral = self._is_ephemeral(target.local.port)
             if not (ephemeral and _occupy(holder, target, foreign)):
                 if ephemeral and beside:
                     raise Unbindable(errno.EADDRINUSE, f"port {target.local.port} is bound")
@@ -172,7 +179,7 @@ class Ports:
         if not stays or source is not _Source.ROUTED or sock.getsockname()[0] != _any(sock):
             return False
         try:
-            if port in self._ephemeral:
+            if self._is_ephemeral(port):
                 with _within(sock, port):
                     self._connect(sock, target)
             else:
@@ -295,6 +302,11 @@ class Ports:
                 why = f"no way from {local} to {remote}: {error.strerror}"
                 return Unbindable(error.errno, why)
         return _Source.BOUND
+
+
+def _ephemeral() -> range:
+    low, high = map(int, _PORT_RANGE.read_text().split())
+    return range(low, high + 1)
 
 
 def _probe(target: FourTuple) -> socket.socket:

@@ -236,6 +236,7 @@ class Repair:
 
     def bury(self, batch: Sequence[Connection]) -> None:
         """What a step has left undone: tombstones where nothing is to arrive for now."""
+        self._ports.refresh()
         with self._ports.batch():
             for connection in batch:
                 if connection.notes is not None:
