@@ -6,7 +6,7 @@ import asyncio
 import secrets
 import socket
 import time
-from collections import Counter
+from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -27,6 +27,8 @@ from sessiond.seal.fingerprint import fingerprint, parse
 from sessiond.seal.private_file import PrivateFileError
 
 SO_NETNS_COOKIE = 71
+VOUCHED = 4096
+"""Names with an address they were found to lead to that are kept, the newest."""
 REBIND_TIMEOUT = 30.0
 """Seconds until a rebind by request is answered at the latest: every path was tried by then."""
 
@@ -58,6 +60,7 @@ class Service:
         self._limits = limits
         self._dispatch = dispatch
         self._watch = watch
+        self._vouched: OrderedDict[tuple[str | None, str], None] = OrderedDict()
         with socket.socket() as own:
             self._namespace = own.getsockopt(socket.SOL_SOCKET, SO_NETNS_COOKIE, 8)
 
@@ -69,11 +72,20 @@ class Service:
             UsageError: this is no name, or no service, that could be looked up.
         """
         try:
-            return await self._resolver.resolve(name, service, version, srv=srv)
+            found = await self._resolver.resolve(name, service, version, srv=srv)
+            self._vouch(name, found)
+            return found
         except BadName as error:
             raise UsageError(str(error)) from error
         except ResolveError as error:
             raise NameNotResolved(str(error), error.tried) from error
+
+    def _vouch(self, name: str, found: Resolution) -> None:
+        for endpoint in found.candidates:
+            self._vouched[name, endpoint.address] = None
+            self._vouched.move_to_end((name, endpoint.address))
+        while len(self._vouched) > VOUCHED:
+            self._vouched.popitem(last=False)
 
     def attach(
         self,
@@ -117,6 +129,7 @@ class Service:
                     service,
                     facts.refusal,
                     secrets.token_bytes(16),
+                    caller.uid == 0 or (name, facts.tuple.remote.address) in self._vouched,
                 )
             )
         return self._registry.record(self._core.table.sessions[handle])

@@ -48,8 +48,8 @@ def send_bind(core: Core, session: Session) -> None:
         core.addresses(),
         session.role == "connect",
     )
-    peer = session.name or remote.address
-    core.out.message(Endpoint(remote.address, core.port), local.address, peer, bind)
+    to = Endpoint(remote.address, core.port)
+    core.out.message(to, local.address, session.known_as, bind)
     session.sent_at = core.now if session.attempts == 0 else session.sent_at
     core.table.set_deadline(session, core.now + INITIAL_RTO * 2**session.attempts)
     session.attempts += 1

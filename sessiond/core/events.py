@@ -28,6 +28,10 @@ class Attached:
     refusal: str | None = None
     session_id: bytes = b""
     """128 random bits: the session's id unless the peer's Bind brings one."""
+    vouched: bool = True
+    """The name leads to the address, as this daemon knows itself or an administrator says. Else the
+    peer's key is judged, and remembered, by the address: whoever may attach must not choose whose
+    name a key is remembered for."""
 
 
 CONNECTION_ENDED = "the connection ended"

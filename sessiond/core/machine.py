@@ -123,6 +123,7 @@ class Core:
             versions=event.versions,
             created=self.now,
             name=event.name,
+            vouched=event.vouched,
             service=event.service,
             reason=event.refusal,
         )
@@ -312,7 +313,7 @@ class Core:
     def _untrusted(self, event: ev.Untrusted) -> None:
         for (_, remote), sessions in list(self.table.asking.items()):
             for session in list(sessions) if remote == event.address else ():
-                if event.name == (session.name or remote):
+                if event.name == session.known_as:
                     step(self, session, event)
 
     # The engine, names and time

@@ -47,6 +47,8 @@ class Session:
     """The id it was attached with, where the initiator's Bind brought another."""
     name: str | None = None
     service: str | None = None
+    vouched: bool = True
+    """See ``events.Attached``."""
     state: State = State.PLAIN
     reason: str | None = None
     initiator: bool = False
@@ -100,6 +102,11 @@ class Session:
     chosen: bool = False
     """A user put it where it is: preferences do not move it from there, only a loss does."""
     ticket: Any = None
+
+    @property
+    def known_as(self) -> str:
+        """What the peer's key is judged by: its name, or its address."""
+        return self.name if self.name and self.vouched else self.tuple.remote.address
 
     @property
     def in_handover(self) -> bool:

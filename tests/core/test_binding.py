@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import pytest
 
+from sessiond.core import effects as ef
 from sessiond.core import events as ev
 from sessiond.core import messages as m
 from sessiond.core.binding import REFUSAL_PAUSE
 from sessiond.core.session import State
 from sessiond.core.tuples import Endpoint
 
-from .host import ETH, PEER, PORT, Host
+from .host import ETH, PEER, PORT, TUPLE, Host
 
 
 def binds(host: Host) -> list[m.Bind]:
@@ -142,3 +143,16 @@ def test_a_bound_session_is_not_bound_to_another_host() -> None:
     host.post(ev.Received(b"x" * 32, Endpoint(PEER, PORT), ETH, 1, bind))
     assert len(host.sent) == before
     assert host.core.refused["foreign session"] == 1
+
+
+@pytest.mark.parametrize("vouched", [True, False])
+def test_a_key_is_judged_by_a_name_only_where_that_leads_to_the_address(vouched: bool) -> None:
+    host = Host()
+    there = TUPLE._replace(local=Endpoint(ETH, 40001))
+    effects = host.core.handle(
+        ev.Attached(2, there, 33, 44, frozenset((4,)), "connect", "server.test", vouched=vouched),
+        host.now,
+    )
+    (send,) = (one for one in effects if isinstance(one, ef.Send))
+    assert send.peer == ("server.test" if vouched else PEER)
+    assert host.core.table.sessions[2].name == "server.test"
