@@ -117,7 +117,7 @@ class Daemon:
             supervisor.ready(f"listening on {self._config.local.socket}")
             log.info("ready: local socket %s", self._config.local.socket)
             alive = asyncio.create_task(supervisor.keep_alive())
-            serving = asyncio.create_task(self._serve())
+            serving = asyncio.create_task(self._inbox.serve(self._dispatch, self._core.deadline))
             stopping = asyncio.create_task(stop.wait())
             await asyncio.wait((serving, stopping), return_when=asyncio.FIRST_COMPLETED)
             supervisor.stopping()
@@ -158,12 +158,8 @@ class Daemon:
         await local.start()
         undo.push_async_callback(local.close)
 
-    async def _serve(self) -> None:
-        """The daemon's whole control flow."""
-        while True:
-            self._dispatch(await self._inbox.next(self._core.deadline))
-
     def _dispatch(self, event: ev.Event) -> None:
+        """The daemon's whole control flow."""
         for effect in self._core.handle(event, self._loop.time()):
             self._performer.perform(effect)
         self._inbox.wake()

@@ -8,6 +8,10 @@ from collections.abc import Callable
 
 from sessiond.core.events import DeadlinePassed, Event
 
+Handler = Callable[[Event], None]
+Deadline = Callable[[], float | None]
+"""Gives the earliest one; asked anew whenever there was a ``wake``."""
+
 
 class Inbox:
     """A queue with a deadline.
@@ -20,19 +24,53 @@ class Inbox:
         self._clock = clock
         self._events: deque[Event] = deque()
         self._waiter: asyncio.Future[None] | None = None
+        self._handle: Handler | None = None
+        self._handling = False
+        self._error: Exception | None = None
 
     def post(self, event: Event) -> None:
-        """Hand in an event; from the loop's thread."""
-        self._events.append(event)
-        self.wake()
+        """Hand in an event; from the loop's thread.
 
-    async def next(self, deadline: Callable[[], float | None]) -> Event:
-        """The next event, or ``DeadlinePassed`` when it is time for that first.
-
-        Args:
-            deadline: gives the earliest one; asked anew whenever there was a ``wake``.
+        While ``serve`` waits it is handled here and now: a round of the loop later would be a round
+        trip's tenth on a local network.
         """
+        self._events.append(event)
+        if self._handle is None or self._handling or self._waiter is None:
+            self.wake()
+            return
+        self._handling = True
+        try:
+            while self._events:
+                self._handle(self._events.popleft())
+        except Exception as error:  # it belongs to ``serve``, not to who posted
+            self._error = error
+        finally:
+            self._handling = False
+            self.wake()
+
+    async def serve(self, handle: Handler, deadline: Deadline) -> None:
+        """Have all events handled, one after the other, and DeadlinePassed in its time, for ever.
+
+        Raises:
+            Exception: what ``handle`` raised.
+        """
+        self._handle = handle
+        try:
+            while True:
+                event = await self.next(deadline)
+                self._handling = True
+                try:
+                    handle(event)
+                finally:
+                    self._handling = False
+        finally:
+            self._handle = None
+
+    async def next(self, deadline: Deadline) -> Event:
+        """The next event, or ``DeadlinePassed`` when it is time for that first."""
         while not self._events:
+            if self._error is not None:
+                raise self._error
             due = deadline()
             if due is not None and self._clock() >= due:
                 return DeadlinePassed()
