@@ -21,7 +21,7 @@ import pytest
 from sessiond.seal import fingerprint
 from sessiond.seal.datagram import OVERHEAD, SIZES, Type, header
 from tests.netns import apps
-from tests.netns.session_support import NAME, Conversation, World
+from tests.netns.session_support import NAME, Conversation, World, addresses
 from tests.seal.hosts import flipped
 from tests.support.capture import capture
 from tests.support.lab import Host, Lab, Uplink
@@ -109,7 +109,7 @@ def untouched(world: World, talk: Conversation, before: Any) -> None:
     assert world.record(talk) == before
     moves = world.watch(world.near)  # earlier moves are none of this one
     world.client.lose("wifi")
-    moves.wait("moved", world.client.address("eth", 6))
+    moves.wait("moved", *addresses(world.client, "eth"))
     world.settled(talk)
     world.finish(talk)
     assert "Traceback" not in world.near.log + world.far.log
@@ -200,7 +200,7 @@ def test_a_move_is_sealed_under_keys_that_exist(world: World) -> None:
     world.settled(talk)
     with capture(world.net.router, "eth", f"udp port {PORT}") as seen:
         world.client.lose("wifi")
-        world.moves.wait("moved", world.client.address("eth", 6))
+        world.moves.wait("moved", *addresses(world.client, "eth"))
         world.settled(talk)
     said = payloads(seen.packets())
     assert {data[0] for *_, data in said} == {Type.SEALED}
