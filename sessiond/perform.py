@@ -18,9 +18,9 @@ CROWD = 32
 GATHER_SECONDS = 0.002
 """How long a crowd waits for the rest: stopping a process costs as much as moving a session or
 two, and is done once a step."""
-BURY_SECONDS = 0.01
-"""Until what a step has left undone is done; where the peer is near, the handover is over by then,
-and there is nothing left to do."""
+BURY_SECONDS, BURY_AT_LATEST = 0.01, 1.0
+"""Without a step, and at most, until what steps have left undone is done: where the peer is near
+or in a batch, most handovers are over by then, and there is nothing left to do."""
 
 
 class Daemons(Protocol):
@@ -73,6 +73,7 @@ class Performer:
         self._post = post
         self._work: deque[tuple[str, list[ef.Step]]] = deque()
         self._next: asyncio.Handle | None = None
+        self._stepped = self._bury_by = 0.0
         self._unburied: list[Connection] = []
         self._lookups: set[asyncio.Task[None]] = set()
 
@@ -128,6 +129,7 @@ class Performer:
         step, batch = self._work.popleft()
         known = [entry for entry in batch if entry.handle in self._connections]
         outcomes = self._outcomes(step, known)
+        self._stepped = asyncio.get_running_loop().time()
         results = [
             ev.Result(entry.handle, entry.generation, outcome)
             for entry, outcome in zip(known, outcomes, strict=True)
@@ -173,7 +175,9 @@ class Performer:
     def _bury_later(self, sockets: Sequence[Connection]) -> None:
         """When the Moves are out and nothing else is to be done; most have arrived by then."""
         if not self._unburied:
-            asyncio.get_running_loop().call_later(BURY_SECONDS, self._bury)
+            loop = asyncio.get_running_loop()
+            self._bury_by = loop.time() + BURY_AT_LATEST
+            loop.call_later(BURY_SECONDS, self._bury)
         self._unburied += sockets
 
     def bury(self) -> None:
@@ -183,13 +187,14 @@ class Performer:
             self._unburied = []
 
     def _bury(self) -> None:
-        if self._work:
-            asyncio.get_running_loop().call_later(BURY_SECONDS, self._bury)
+        loop = asyncio.get_running_loop()
+        if loop.time() < min(self._bury_by, self._stepped + BURY_SECONDS):
+            loop.call_later(BURY_SECONDS, self._bury)
             return
         batch, self._unburied = self._unburied[:SLICE], self._unburied[SLICE:]
         self._engine.bury(batch)
         if self._unburied:
-            asyncio.get_running_loop().call_soon(self._bury)
+            loop.call_soon(self._bury)
 
     async def _look_up(self, name: str, service: str) -> None:
         self._post(ev.Resolved(name, await self._names.addresses(name, service)))
