@@ -159,7 +159,7 @@ def timeouts_of_ten_moves(world: World) -> int:
 
 
 def test_clean_handovers_cost_no_retransmission_timeout(world: World) -> None:
-    """A machine that stands still for 200 ms costs one now and then; a handover that does, always."""
+    """A machine that stands still for 200 ms costs one now and then; a bad handover does always."""
     spent = [timeouts_of_ten_moves(world)]
     while spent[-1] and len(spent) < 3:
         with Lab() as lab:
